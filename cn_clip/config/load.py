@@ -1,0 +1,179 @@
+"""YAML and overrides to frozen dataclasses, and back to plain data.
+
+Order of authority, lowest first: the dataclass default, the YAML file, legacy flags that were typed, `--set a.b=value`.
+Values are converted by the field's type, since YAML 1.1 reads `5e-5` as a string. `$NAME` in a string is the
+environment's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import types
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from cn_clip.config.schema import Part, Settings
+from cn_clip.errors import ConfigError
+
+Section = TypeVar("Section")
+Resolver = Callable[[str, str], type]
+"""(kind of part, module name) -> that module's `Options`; raises ConfigError for a name the folder does not have."""
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Plain settings of a YAML file; an empty file is no settings."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
+    try:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} must hold settings by name, like `train: {{batch_size: 64}}`, not {settings!r}")
+    return settings
+
+
+def parse_override(word: str) -> tuple[str, Any]:
+    """`optim.lr=1e-5` -> ("optim.lr", "1e-5"); the value is read as YAML."""
+    path, equals, value = word.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set takes NAME=VALUE, for example optim.lr=1e-5, not {word!r}")
+    try:
+        return path, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {word}: the value is not valid YAML") from error
+
+
+def merge(settings: Settings, overrides: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Settings with each dotted path set, later ones winning; the input is left as it is."""
+    merged = _copied(settings)
+    for path, value in overrides:
+        *parents, name = path.split(".")
+        section = merged
+        for parent in parents:
+            child = section.get(parent)
+            if isinstance(child, str):  # `augment: none` is short for `augment: {type: none}`
+                child = {"type": child}
+            if child is not None and not isinstance(child, dict):
+                raise ConfigError(f"{path}: {parent} is {child!r}, not a group of settings")
+            section[parent] = child = {} if child is None else child
+            section = child
+        section[name] = value
+    return merged
+
+
+def _copied(settings: Settings) -> dict[str, Any]:
+    return {k: _copied(v) if isinstance(v, Mapping) else v for k, v in settings.items()}
+
+
+def build(cls: type[Section], settings: Settings, resolve: Resolver, where: str = "") -> Section:
+    """Frozen `cls` from plain settings; every wrong name, type or choice is a ConfigError that says so."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # Section is always a dataclass
+    for name in settings:
+        if name not in fields:
+            raise ConfigError(_unknown(where, str(name), fields))
+    hints = get_type_hints(cls)
+    values = {}
+    for name, field in fields.items():
+        path = f"{where}{name}"
+        if "part" in field.metadata:
+            raw = settings.get(name, field.default)
+            values[name] = None if raw is None else _part(field.metadata["part"], raw, resolve, path)
+        elif name in settings:
+            values[name] = _convert(hints[name], settings[name], resolve, path)
+        elif dataclasses.is_dataclass(hints[name]):
+            # parts deep inside a section that was not given still need their resolver
+            values[name] = build(hints[name], {}, resolve, f"{path}.")
+    return cls(**values)
+
+
+def _unknown(where: str, name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"did you mean {where}{near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+    return f"{where}{name} is not a setting; {hint}"
+
+
+def _part(kind: str, raw: Any, resolve: Resolver, path: str) -> Part:
+    if isinstance(raw, str):
+        raw = {"type": raw}
+    if not isinstance(raw, Mapping) or not isinstance(raw.get("type"), str):
+        raise ConfigError(f"{path} needs a `type`, for example {path}.type=NAME, not {raw!r}")
+    options = {name: value for name, value in raw.items() if name != "type"}
+    return Part(raw["type"], build(resolve(kind, raw["type"]), options, resolve, f"{path}."))
+
+
+def _convert(hint: Any, value: Any, resolve: Resolver, path: str) -> Any:
+    origin, choices = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in choices:
+            return None
+        (hint,) = (choice for choice in choices if choice is not type(None))
+        return _convert(hint, value, resolve, path)
+    if origin is Literal:
+        if value not in choices:
+            raise ConfigError(f"{path} is {value!r}; choose from {', '.join(map(repr, choices))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{path} is {value!r}; give a list")
+        return tuple(_convert(choices[0], item, resolve, f"{path}[{i}]") for i, item in enumerate(value))
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path} is a group of settings, not {value!r}")
+        return build(hint, value, resolve, f"{path}.")  # type: ignore[arg-type]  # hint is a class here
+    return _scalar(hint, value, path)
+
+
+def _scalar(hint: type, value: Any, path: str) -> Any:
+    if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return expand_environment(str(value), path)
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except ValueError:
+            pass
+        else:
+            if hint is float:
+                return number
+            if number.is_integer():
+                return int(value) if not isinstance(value, float) else int(number)
+    names = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
+    raise ConfigError(f"{path} is {value!r}; give {names[hint]}")
+
+
+def expand_environment(text: str, path: str) -> str:
+    """`$NAME` and `${NAME}` from the environment; an unset name is an error, not an empty path."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise ConfigError(f"{path} is {text!r}, but the environment has no {name}: export {name}=... first")
+        return os.environ[name]
+
+    return re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, text)
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """Nested plain data of a config, which `build` reads back to an equal one."""
+    plain: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, Part):
+            plain[field.name] = {"type": value.type, **to_plain(value.options)}
+        elif dataclasses.is_dataclass(value):
+            plain[field.name] = to_plain(value)
+        else:
+            plain[field.name] = list(value) if isinstance(value, tuple) else value
+    return plain

@@ -1,0 +1,69 @@
+"""What a person can mend, and how a command says it: one sentence, exit code not 0.
+
+CnClipError
+├── ConfigError    a setting or flag: wrong name, type, choice or combination
+├── DataError      a file or store of pictures, captions, features or predictions
+├── WeightsError   a checkpoint or tower file: missing, unreadable, of another architecture
+├── DeviceError    a device, kernel or precision this machine does not have
+└── LaunchError    ranks that cannot meet: ports, addresses, world sizes
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class CnClipError(Exception):
+    """Base of all errors whose message names what is wrong, where, and the next step."""
+
+
+class ConfigError(CnClipError):
+    """A setting or a flag cannot be used as given."""
+
+
+class DataError(CnClipError):
+    """A data file or store cannot be read or written as asked."""
+
+
+class WeightsError(CnClipError):
+    """A weights file cannot be read or does not fit the model."""
+
+
+class DeviceError(CnClipError):
+    """The device, kernel or precision asked for is not there."""
+
+
+class LaunchError(CnClipError):
+    """The ranks of a run cannot be started or joined."""
+
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
+
+def run_door(main: Callable[[], object]) -> NoReturn:
+    """Run a command and end the process: 0, or one sentence on stderr and another exit code."""
+    try:
+        main()
+    except CnClipError as error:
+        _end(f"error: {error}", EXIT_USER_ERROR)
+    except BrokenPipeError:  # `… | head`: the reader left, which is not our failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        _end(f"error: the disk is full{where}: free some space and run the same command again", EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        _end("interrupted", EXIT_INTERRUPTED)
+    sys.exit(0)
+
+
+def _end(sentence: str, code: int) -> NoReturn:
+    print(sentence, file=sys.stderr, flush=True)
+    sys.exit(code)
