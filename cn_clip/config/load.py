@@ -88,6 +88,8 @@ def build(cls: type[Section], settings: Settings, resolve: Resolver, where: str 
         path = f"{where}{name}"
         if "part" in field.metadata:
             raw = settings.get(name, field.default)
+            if isinstance(raw, Mapping) and "type" not in raw and field.default is not None:
+                raw = {"type": field.default, **raw}  # `--set loss.gather=false` alone means the default loss
             values[name] = None if raw is None else _part(field.metadata["part"], raw, resolve, path)
         elif name in settings:
             values[name] = _convert(hints[name], settings[name], resolve, path)

@@ -23,8 +23,7 @@ class Part:
 
 def part(kind: str, default: str | None) -> Any:  # Any: dataclasses.field is typed as its default
     """Field whose choices are the modules of the folder `kind`, with that module's own defaults."""
-    raw = None if default is None else {"type": default}
-    return field(default=raw, metadata={"part": kind})
+    return field(default=default, metadata={"part": kind})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +132,8 @@ class Validate:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
+    enabled: bool = True
+    """False writes no checkpoint at all, not even of the last epoch."""
     every_epochs: int | None = 1
     """Epochs between `epoch{E}.pt` files; the last epoch is always saved."""
     every_steps: int | None = None
