@@ -44,11 +44,12 @@ def write_zeroshot(folder: Path, pictures: Sequence[Picture], class_names: Seque
     present = {picture.class_name for picture in pictures}
     names = [name for name in class_names if name in present]
     digits = 3 if len(names) > 10 else 1  # the ELEVATER layout, as the evaluation reads it
+    numbers = {name: f"{place:0{digits}d}" for place, name in enumerate(names)}
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    classified = [picture for picture in pictures if picture.class_name is not None]
-    for picture in classified:
-        path = partial / "test" / f"{names.index(picture.class_name):0{digits}d}" / f"{picture.image_id}.png"
+    classified = [(picture, picture.class_name) for picture in pictures if picture.class_name is not None]
+    for picture, class_name in classified:
+        path = partial / "test" / numbers[class_name] / f"{picture.image_id}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture.png)
     partial.mkdir(parents=True, exist_ok=True)
