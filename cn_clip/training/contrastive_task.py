@@ -1,0 +1,75 @@
+"""Two towers under a loss of pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from cn_clip.data.batches import PairBatch
+from cn_clip.losses.pair import PairLoss, SharedOptions
+from cn_clip.parallel.precision import Precision
+from cn_clip.parallel.ranks import Ranks
+from cn_clip.parallel.rng import seeded, stable_seed
+from cn_clip.parallel.wrap import ParallelModel, set_training_mode
+from cn_clip.training.accumulation import Features, GlobalLoss, accumulate, global_loss
+from cn_clip.training.task import StepReport
+
+MAX_LOGIT_SCALE = math.log(100)  # of CLIP, section 2.5 of arXiv:2103.00020; the reference rounds it to 4.6052
+
+
+class ContrastiveTask:
+    """Trains a two-tower model on batches of pairs."""
+
+    def __init__(
+        self,
+        model: ParallelModel,
+        pair_loss: PairLoss,
+        loss_options: SharedOptions,
+        precision: Precision,
+        *,
+        ranks: Ranks,
+        mask_ratio: float,
+        frozen: list[torch.nn.Module],
+        seed: int,
+    ) -> None:
+        self.module = model.module
+        self._model, self._pair_loss, self._options, self._precision = model, pair_loss, loss_options, precision
+        self._ranks, self._mask_ratio, self._frozen, self._seed = ranks, mask_ratio, frozen, seed
+
+    def accumulate_gradients(self, batches: Sequence[PairBatch], step: int) -> StepReport:
+        def encode(number: int) -> Features:
+            batch = batches[number]
+            # Numbered in the global batch, not in this rank: as many ranks with the same micro-batches see the same.
+            seed = stable_seed(self._seed, step, number * self._ranks.world_size + self._ranks.rank)
+            with seeded(seed, self._ranks.device), self._precision.autocast():
+                image, text, scale = self._model(batch.images_BCHW, batch.tokens_BL, mask_ratio=self._mask_ratio)
+            return Features(image, text, scale)
+
+        def loss_of(features: Sequence[Features]) -> GlobalLoss:
+            return global_loss(self._pair_loss, features, batches, self._ranks, gather=self._options.gather)
+
+        exact = self._options.gradient == "exact"
+        found = accumulate(
+            encode,
+            len(batches),
+            loss_of,
+            self._model,
+            self._precision,
+            tower_share=1.0 if exact else 1 / self._ranks.world_size,
+        )
+        return StepReport(
+            loss=found.loss.item(),
+            image_to_text_accuracy=found.image_accuracy.item(),
+            text_to_image_accuracy=found.text_accuracy.item(),
+            logit_scale=self.module.logit_scale.item(),
+        )
+
+    def after_step(self) -> float:
+        with torch.no_grad():
+            self.module.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+        return float(self.module.logit_scale)
+
+    def train_mode(self) -> None:
+        set_training_mode(self.module, self._frozen)
