@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import re
 import types
@@ -26,12 +27,46 @@ Resolver = Callable[[str, str], type]
 """(kind of part, module name) -> that module's `Options`; raises ConfigError for a name the folder does not have."""
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Plain settings of a YAML file; an empty file is no settings."""
+def read_yaml(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Plain settings of a YAML file; an empty file is no settings.
+
+    `base: other.yaml` (beside this file) is read first and this file's settings are laid over it; `above` holds the
+    files on the way here, so that a circle is an error.
+    """
+    settings = _parsed(Path(path))
+    base = settings.pop("base", None)
+    if base is None:
+        return settings
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base is {base!r}; give the name of a YAML beside it")
+    here = Path(path).resolve()
+    if here in above:
+        raise ConfigError(f"{path}: `base: {base}` leads round in a circle; remove one `base`")
+    return _laid_over(read_yaml(here.parent / base, (*above, here)), settings)
+
+
+def _laid_over(base: Settings, settings: Settings) -> dict[str, Any]:
+    merged = _copied(base)
+    for name, value in settings.items():
+        under = merged.get(name)
+        if (
+            isinstance(under, Mapping)
+            and isinstance(value, Mapping)
+            and value.get("type") in (None, under.get("type"))
+        ):
+            value = _laid_over(under, value)
+        # else it replaces: another `type` has other options than those the base gives
+        merged[name] = value
+    return merged
+
+
+def _parsed(path: Path) -> dict[str, Any]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file in UTF-8: give a YAML of settings") from error
     try:
         settings = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -39,7 +74,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if settings is None:
         return {}
     if not isinstance(settings, dict):
-        raise ConfigError(f"{path} must hold settings by name, like `train: {{batch_size: 64}}`, not {settings!r}")
+        raise ConfigError(
+            f"{path} must hold settings by name, like `train: {{batch_size: 64}}`, not {settings!r}"
+        )
     return settings
 
 
@@ -90,13 +127,24 @@ def build(cls: type[Section], settings: Settings, resolve: Resolver, where: str 
             raw = settings.get(name, field.default)
             if isinstance(raw, Mapping) and "type" not in raw and field.default is not None:
                 raw = {"type": field.default, **raw}  # `--set loss.gather=false` alone means the default loss
-            values[name] = None if raw is None else _part(field.metadata["part"], raw, resolve, path)
+            optional = raw is None and field.default is None
+            values[name] = None if optional else _part(field.metadata["part"], raw, resolve, path)
         elif name in settings:
             values[name] = _convert(hints[name], settings[name], resolve, path)
+            _check_bounds(values[name], field.metadata, path)
         elif dataclasses.is_dataclass(hints[name]):
             # parts deep inside a section that was not given still need their resolver
             values[name] = build(hints[name], {}, resolve, f"{path}.")
     return cls(**values)
+
+
+def _check_bounds(value: Any, bounds: Mapping[str, Any], path: str) -> None:
+    low, below = bounds.get("at_least"), bounds.get("below")
+    if value is None:
+        return
+    if (low is not None and value < low) or (below is not None and value >= below):
+        limits = [f"{low} or more"] * (low is not None) + [f"below {below}"] * (below is not None)
+        raise ConfigError(f"{path} is {value}; give {', '.join(limits)}")
 
 
 def _unknown(where: str, name: str, known: Iterable[str]) -> str:
@@ -130,6 +178,7 @@ def _convert(hint: Any, value: Any, resolve: Resolver, path: str) -> Any:
             raise ConfigError(f"{path} is {value!r}; give a list")
         return tuple(_convert(choices[0], item, resolve, f"{path}[{i}]") for i, item in enumerate(value))
     if dataclasses.is_dataclass(hint):
+        value = {} if value is None else value  # `optim:` with nothing beneath it
         if not isinstance(value, Mapping):
             raise ConfigError(f"{path} is a group of settings, not {value!r}")
         return build(hint, value, resolve, f"{path}.")  # type: ignore[arg-type]  # hint is a class here
@@ -142,26 +191,33 @@ def _scalar(hint: type, value: Any, path: str) -> Any:
     if hint is bool and isinstance(value, bool):
         return value
     if hint in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except ValueError:
-            pass
-        else:
-            if hint is float:
-                return number
-            if number.is_integer():
-                return int(value) if not isinstance(value, float) else int(number)
+        number = _number(value)
+        if hint is float and math.isfinite(number):
+            return float(number)
+        if hint is int and (isinstance(number, int) or number.is_integer()):
+            return int(number)
     names = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
     raise ConfigError(f"{path} is {value!r}; give {names[hint]}")
 
 
+def _number(value: int | float | str) -> int | float:
+    """The number in `value`; NaN, which no setting accepts, where there is none."""
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return math.nan
+    return value if isinstance(value, int) else number
+
+
 def expand_environment(text: str, path: str) -> str:
-    """`$NAME` and `${NAME}` from the environment; an unset name is an error, not an empty path."""
+    """`$NAME` and `${NAME}` from the environment; an unset or empty name is an error, not an empty path."""
 
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]
-        if name not in os.environ:
-            raise ConfigError(f"{path} is {text!r}, but the environment has no {name}: export {name}=... first")
+        if not os.environ.get(name):
+            raise ConfigError(
+                f"{path} is {text!r}, but the environment has no {name}: export {name}=... first"
+            )
         return os.environ[name]
 
     return re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, text)

@@ -26,6 +26,11 @@ def part(kind: str, default: str | None) -> Any:  # Any: dataclasses.field is ty
     return field(default=default, metadata={"part": kind})
 
 
+def number(default: float | None, *, at_least: float | None = None, below: float | None = None) -> Any:
+    """Field of a number inside these bounds (null passes where the type allows it); `load.build` checks them."""
+    return field(default=default, metadata={"at_least": at_least, "below": below})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     name: str = "train_clip"
@@ -38,7 +43,7 @@ class Run:
     """Leave out the optimizer state of the checkpoint named in `resume`."""
     reset_position: bool = False
     """Start at epoch 0, step 0 instead of where the checkpoint named in `resume` stopped."""
-    seed: int = 123
+    seed: int = number(123, at_least=0)
     """Of data order, dropout, FLIP masks, augmentation and fresh weights."""
     device: str = "auto"
     """`auto` (CUDA when there is one, else CPU) or a torch device name."""
@@ -60,7 +65,7 @@ class Model:
     """BERT file to start the text tower from."""
     freeze_image: bool = False
     """Train the text tower only; BatchNorm of a frozen ResNet keeps its statistics."""
-    mask_ratio: float = 0.0
+    mask_ratio: float = number(0.0, at_least=0, below=1)
     """Share of image patches left out in training (FLIP, arXiv:2212.00794); ViT only, 0 <= ratio < 1."""
     recompute: bool = False
     """Recompute each block in the backward pass to save memory (gradient checkpointing)."""
@@ -78,11 +83,11 @@ class Data:
     """Changes to training pictures."""
     transform: Literal["exact", "fast"] = "exact"
     """Reading of pictures: `exact` equals the reference to the bit (PIL), `fast` decodes and resizes with torchvision."""
-    context_length: int = 52
+    context_length: int = number(52, at_least=3)
     """Tokens of a caption, [CLS] and [SEP] included."""
-    num_workers: int = 4
+    num_workers: int = number(4, at_least=0)
     """Loader processes per rank for training."""
-    valid_num_workers: int = 1
+    valid_num_workers: int = number(1, at_least=0)
     """Loader processes per rank for validation."""
     epoch_end: Literal["pad", "reference"] = "pad"
     """`pad` fills the last global batch by wrapping round; `reference` pads to one micro-batch per rank and drops what
@@ -91,29 +96,29 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    lr: float | None = None
+    lr: float | None = number(None, at_least=0)
     """Peak learning rate; null takes the image tower's own (5e-4, ViT-L 4e-4)."""
-    beta1: float | None = None
+    beta1: float | None = number(None, at_least=0, below=1)
     """AdamW; null takes the image tower's own (0.9)."""
-    beta2: float | None = None
+    beta2: float | None = number(None, at_least=0, below=1)
     """AdamW; null takes the image tower's own (ViT 0.98, ResNet 0.999)."""
-    eps: float | None = None
+    eps: float | None = number(None, at_least=0)
     """AdamW; null takes the image tower's own (ViT 1e-6, ResNet 1e-8)."""
-    weight_decay: float = 0.2
+    weight_decay: float = number(0.2, at_least=0)
     """Of every parameter whose name has none of `bn`, `ln`, `bias`, `logit_scale`."""
-    warmup_steps: int = 500
+    warmup_steps: int = number(500, at_least=0)
     """Optimizer steps of linear warm-up; a cosine to 0 follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    batch_size: int = 64
+    batch_size: int = number(64, at_least=1)
     """Pairs per rank and micro-batch."""
-    accumulate: int = 1
+    accumulate: int = number(1, at_least=1)
     """Micro-batches per optimizer step; the loss is that of the whole global batch."""
-    max_steps: int | None = None
+    max_steps: int | None = number(None, at_least=1)
     """Optimizer steps; wins over `max_epochs`."""
-    max_epochs: int = 32
+    max_epochs: int = number(32, at_least=1)
     """Passes over the training pairs."""
     precision: Literal["amp", "amp_bf16", "bf16", "fp16", "fp32"] = "amp"
     """`amp` autocasts to fp16 with a gradient scaler on CUDA and to bf16 elsewhere; `amp_bf16` autocasts to bf16;
@@ -122,11 +127,11 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Validate:
-    batch_size: int = 64
+    batch_size: int = number(64, at_least=1)
     """Pairs per rank."""
-    every_steps: int | None = None
+    every_steps: int | None = number(None, at_least=1)
     """Optimizer steps between validations; null is off."""
-    every_epochs: int | None = 1
+    every_epochs: int | None = number(1, at_least=1)
     """Epochs between validations; null is off."""
 
 
@@ -134,15 +139,15 @@ class Validate:
 class Checkpoint:
     enabled: bool = True
     """False writes no checkpoint at all, not even of the last epoch."""
-    every_epochs: int | None = 1
+    every_epochs: int | None = number(1, at_least=1)
     """Epochs between `epoch{E}.pt` files; the last epoch is always saved."""
-    every_steps: int | None = None
+    every_steps: int | None = number(None, at_least=1)
     """Optimizer steps between `epoch_{E}_{S}.pt` files; null is off."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    every_steps: int = 10
+    every_steps: int = number(10, at_least=1)
     """Optimizer steps between train lines."""
     batch_accuracy: bool = False
     """Add the accuracy inside the batch, both ways, to the train line."""
@@ -162,7 +167,7 @@ class Distill:
     """Learn from a teacher's image features too."""
     teacher: str | None = None
     """Checkpoint of the teacher."""
-    weight: float = 0.5
+    weight: float = number(0.5, at_least=0)
     """Of the distillation loss beside the contrastive one."""
 
 
