@@ -1,0 +1,131 @@
+"""A folder replaced in one step by a new one made beside it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from cn_clip.data.store import layout
+from cn_clip.errors import DataError
+
+_OURS = {layout.PAIRS_FOLDER, layout.IMAGES_FOLDER}
+_AT_FDCWD = -100  # Linux <fcntl.h>
+_EXCHANGE = 2  # RENAME_EXCHANGE of Linux <linux/fs.h> and RENAME_SWAP of macOS <sys/stdio.h> are both 2
+
+
+class Replacement:
+    """`begin()` gives an empty hidden folder beside `target`, `commit()` puts it there, `discard()` clears it.
+
+    Only a folder that holds nothing but a split is ever replaced.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self._target = target.resolve()  # through a link: the folder it names is what gets replaced
+        self._building = self._target.with_name(f".{self._target.name}.building")
+        self._old = self._target.with_name(f".{self._target.name}.old")
+        self._lock: int | None = None
+
+    def begin(self) -> Path:
+        """The empty folder to build in; DataError when another build is in it or `target` is no split."""
+        try:
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            self._restore()
+            self._refuse_foreign_target()
+            self._building.mkdir(exist_ok=True)
+            self._lock = _lock_folder(self._building, self._target)
+            _empty(self._building)
+        except OSError as error:
+            raise DataError(
+                f"cannot write into {self._target.parent}: {error.strerror}; choose another folder"
+            ) from error
+        return self._building
+
+    def commit(self) -> None:
+        """Make the new folder `target`, durably; what was there before is deleted after that."""
+        _sync_folder(self._building)
+        if not self._target.exists():
+            self._building.rename(self._target)
+        elif not _exchange(self._building, self._target):
+            self._target.rename(self._old)  # a kill between these two lines is mended by `_restore`
+            self._building.rename(self._target)
+        _sync_folder(self._target.parent)
+
+    def discard(self) -> None:
+        """Delete what is not in place; safe to call after `commit` too."""
+        for folder in (self._building, self._old):
+            if self._lock is not None:
+                shutil.rmtree(
+                    folder, ignore_errors=True
+                )  # the next build clears what could not be deleted now
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _restore(self) -> None:
+        if self._old.exists() and not self._target.exists():
+            self._old.rename(self._target)
+
+    def _refuse_foreign_target(self) -> None:
+        if self._target.exists() and not self._target.is_dir():
+            raise DataError(f"{self._target} is a file: give a folder for the split, or move the file away")
+        if not self._target.is_dir():
+            return
+        foreign = sorted(child.name for child in self._target.iterdir() if child.name not in _OURS)
+        if foreign:
+            raise DataError(
+                f"{self._target} holds {foreign[0]!r}, which is no part of a split and would be deleted: "
+                "move it away or give another --lmdb_dir"
+            )
+
+
+def _lock_folder(folder: Path, target: Path) -> int:
+    """Descriptor that holds the folder for this process until it is closed or the process ends, however it ends."""
+    if sys.platform == "win32":
+        return os.open(
+            os.devnull, os.O_RDONLY
+        )  # folders cannot be opened there; LMDB's own lock guards the files
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise DataError(
+            f"{target} is being built by another process: wait for it, or end it and run again"
+        ) from error
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _empty(folder: Path) -> None:
+    for child in folder.iterdir():
+        shutil.rmtree(child) if child.is_dir() else child.unlink()
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two folders in one step; False where the system or its file system cannot."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if sys.platform == "darwin":
+            failed = libc.renamex_np(os.fsencode(first), os.fsencode(second), _EXCHANGE)
+        else:
+            failed = libc.renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _EXCHANGE)
+    except (AttributeError, TypeError, OSError):  # an older C library, or Windows
+        return False
+    return failed == 0
+
+
+def _sync_folder(folder: Path) -> None:
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
