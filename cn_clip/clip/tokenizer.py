@@ -90,7 +90,7 @@ class CaptionTokenizer:
             raise DataError(f"a caption is {text!r}, a {type(text).__name__}: give text")
         try:
             return text.translate(self._characters).split()
-        except _ContextNeeded:
+        except _NeighboursMatterError:
             return _words_in_context(text, self.lower_case)
 
     def pieces(self, text: str) -> list[str]:
@@ -172,7 +172,7 @@ def _id_bytes(ids: list[int]) -> bytes:
     return array("q", ids).tobytes()
 
 
-class _ContextNeeded(Exception):
+class _NeighboursMatterError(Exception):
     """A character whose rewriting depends on its neighbours. Not a LookupError: `translate` would swallow that."""
 
 
@@ -185,7 +185,7 @@ class _Characters(dict[int, str]):
     def __missing__(self, code: int) -> str:
         character = chr(code)
         if self._lower_case and _depends_on_neighbours(character):
-            raise _ContextNeeded
+            raise _NeighboursMatterError
         text = _clean(character)
         if self._lower_case and not text.isspace():
             text = _without_accents(text.lower())
@@ -226,7 +226,9 @@ def _without_accents(text: str) -> str:
 
 def _spaced_mark(character: str) -> str:
     # ASCII symbols such as $ and ^ count as punctuation, other symbols do not (BERT's released code)
-    is_ascii_mark = character.isascii() and character.isprintable() and not character.isalnum() and character != " "
+    is_ascii_mark = (
+        character.isascii() and character.isprintable() and not character.isalnum() and character != " "
+    )
     is_mark = is_ascii_mark or unicodedata.category(character).startswith("P")
     return f" {character} " if is_mark else character
 

@@ -19,13 +19,15 @@ from pathlib import Path
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core each
 sys.path[0] = str(Path(__file__).parents[2])
 
-import torch
+import torch  # noqa: E402
 
-from cn_clip.clip.tokenizer import VOCAB_PATH, read_vocab, tokenize_captions
+from cn_clip.clip.tokenizer import VOCAB_PATH, read_vocab, tokenize_captions  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--reference", default=os.environ.get("CN_CLIP_REFERENCE_DIR"))
     parser.add_argument("--captions", type=int, default=50_000)
     parser.add_argument("--repeat", type=int, default=3)
