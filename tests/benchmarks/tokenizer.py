@@ -1,6 +1,6 @@
 """Captions tokenised per second: ours, the reference's and the Rust library's, on one core, in one run.
 
-    python tests/benchmarks/tokenize.py --reference DIR    # DIR: pip install --no-deps --target DIR cn-clip==1.6.0 six
+    python tests/benchmarks/tokenizer.py --reference DIR    # DIR: pip install --no-deps --target DIR cn-clip==1.6.0 six
 
 The captions are made of words of the vocabulary, 5 to 25 characters each, a fifth with digits and Latin words.
 """
