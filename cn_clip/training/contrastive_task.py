@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +15,7 @@ from cn_clip.parallel.wrap import ParallelModel, set_training_mode
 from cn_clip.training.accumulation import Features, GlobalLoss, accumulate, global_loss
 from cn_clip.training.task import StepReport
 
-MAX_LOGIT_SCALE = math.log(100)  # of CLIP, section 2.5 of arXiv:2103.00020; the reference rounds it to 4.6052
+MAX_LOGIT_SCALE = 4.6052  # ln 100 (arXiv:2103.00020, section 2.5), rounded as the reference rounds it
 
 
 class ContrastiveTask:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import nn
@@ -23,6 +23,10 @@ class StepReport:
     """Share of captions that find their picture first."""
     logit_scale: float
     """The parameter: the logarithm of the factor of the cosine."""
+
+    def with_scale(self, logit_scale: float) -> StepReport:
+        """The same report with the scale as it is after the step."""
+        return replace(self, logit_scale=logit_scale)
 
 
 class Task(Protocol):

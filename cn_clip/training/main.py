@@ -1,0 +1,37 @@
+"""Train image and text towers on pairs: `python cn_clip/training/main.py --train-data ... `, alone or under torchrun.
+
+Settings come from `--config x.yaml`, cn-clip's flags and `--set name=value`; docs/training.md lists them all.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+if __name__ == "__main__":  # run by path: this checkout first on sys.path, and not the door's own folder
+    sys.path[0] = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
+
+from cn_clip.errors import run_door
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    from cn_clip.config.legacy_flags import parse_train_flags
+    from cn_clip.config.load import merge, read_yaml
+
+    config_path, overrides = parse_train_flags(words)
+    settings = merge(read_yaml(config_path) if config_path else {}, overrides)
+
+    from cn_clip.training.build import build_config
+    from cn_clip.training.run import train
+
+    train(build_config(settings))
+
+
+def is_master(args: object) -> bool:
+    """Old name: whether `args.rank` is the main rank's."""
+    return getattr(args, "rank", 0) == 0
+
+
+if __name__ == "__main__":
+    run_door(main)

@@ -1,0 +1,27 @@
+"""AdamW over the parameter groups of the reference, in its order, so that its optimizer states fit ours."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from cn_clip.clip.weights import parameter_names, split_decay
+from cn_clip.config.schema import Optim
+
+
+def build_optimizer(model: nn.Module, settings: Optim) -> torch.optim.AdamW:
+    """Group 0 is never decayed (norms, biases, the scale), group 1 is; parameters that take no gradient are in neither."""
+    assert settings.lr and settings.beta1 and settings.beta2 and settings.eps  # build_config filled them in
+    parameters = dict(model.named_parameters())
+    trained = [name for name in parameter_names(model) if parameters[name].requires_grad]
+    no_decay, decay = split_decay(trained)
+    return torch.optim.AdamW(
+        [
+            {"params": [parameters[name] for name in no_decay], "weight_decay": 0.0},
+            {"params": [parameters[name] for name in decay], "weight_decay": settings.weight_decay},
+        ],
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        fused=next(iter(parameters.values())).device.type in ("cpu", "cuda"),
+    )

@@ -1,0 +1,157 @@
+"""One training run from its settings: start or continue, train, close."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from cn_clip.clip.model import CLIP
+from cn_clip.config.legacy_flags import reference_params
+from cn_clip.config.load import to_plain
+from cn_clip.config.schema import TrainConfig
+from cn_clip.errors import WeightsError
+from cn_clip.losses.pair import PairLoss
+from cn_clip.parallel.gather import from_main, wait_for_all
+from cn_clip.parallel.precision import Precision
+from cn_clip.parallel.ranks import Ranks, start_ranks
+from cn_clip.training.build import (
+    TrainingData,
+    build_clip,
+    build_data,
+    frozen_parts,
+    initialise,
+    module_of,
+    parallelize,
+    train_loader,
+)
+from cn_clip.training.checkpoint import Checkpoints, steps_done
+from cn_clip.training.contrastive_task import ContrastiveTask
+from cn_clip.training.optimizer import build_optimizer
+from cn_clip.training.run_dir import RunDir, logging_to
+from cn_clip.training.step_log import StepLog
+from cn_clip.training.trainer import Plan, Trainer
+from cn_clip.training.validation import ValidationResult, validate
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig) -> None:
+    """Train to the end of the settings' steps, continuing where the run folder or `run.resume` says."""
+    with start_ranks(config.run.device) as ranks:
+        run_dir = RunDir(config.run.logs_dir, config.run.name, writes=ranks.is_main)
+        with logging_to(run_dir, ranks, debug=config.run.debug):
+            _log_settings(config, run_dir, ranks)
+            _train(config, run_dir, ranks)
+            wait_for_all(ranks)  # or a rank that is done tears down what a slower one still needs
+
+
+def _log_settings(config: TrainConfig, run_dir: RunDir, ranks: Ranks) -> None:
+    flags = reference_params(config)
+    run_dir.write_settings(to_plain(config), flags)
+    if ranks.is_main:
+        logger.info("Params:")
+    if ranks.local_rank == 0:
+        for name in sorted(flags):
+            logger.info("  %s: %s", name, flags[name])
+    if ranks.device.type == "cuda":
+        logger.info("Use GPU: %d for training", ranks.device.index)
+    else:
+        logger.info("Use %s for training", ranks.device.type.upper())
+
+
+def _train(config: TrainConfig, run_dir: RunDir, ranks: Ranks) -> None:
+    data = build_data(config, ranks)  # first: a wrong path should not wait for a model
+    model = build_clip(config.model, config.run.seed)
+    resume_from = from_main(_resume_path(config, run_dir), ranks)
+    if resume_from is None and config.model.init_from is not None:
+        initialise(model, config.model.init_from)
+    frozen = frozen_parts(model, config.model)
+    precision = Precision(config.train.precision, ranks.device)
+    wrapped = parallelize(model, config, precision, ranks)
+    optimizer = build_optimizer(model, config.optim)
+    settings = to_plain(config)
+    checkpoints = Checkpoints(
+        run_dir, config.run.name, model, optimizer, precision, settings, enabled=config.checkpoint.enabled
+    )
+    plan = _plan(config, data, _first_step(config, resume_from, checkpoints, data))
+    log = StepLog(
+        run_dir,
+        first_step=plan.first_step,
+        max_steps=plan.max_steps,
+        steps_per_epoch=plan.steps_per_epoch,
+        num_padded=data.order.num_padded,
+        global_batch=data.order.global_batch,
+        batch_accuracy=config.log.batch_accuracy,
+        tensorboard=config.log.tensorboard,
+    )
+    task = ContrastiveTask(
+        wrapped,
+        _pair_loss(config),
+        config.loss.options,
+        precision,
+        ranks=ranks,
+        mask_ratio=config.model.mask_ratio,
+        frozen=frozen,
+        seed=config.run.seed,
+    )
+    trainer = Trainer(
+        task,
+        optimizer,
+        precision,
+        plan,
+        config,
+        ranks=ranks,
+        log=log,
+        checkpoints=checkpoints,
+        validate=_validation(model, data, ranks),
+    )
+    if plan.first_step >= plan.max_steps:
+        logger.info("The run is complete: %d of %d steps are done.", plan.first_step, plan.max_steps)
+    batches = train_loader(data, config, ranks, first_step=plan.first_step, last_step=plan.max_steps)
+    try:
+        trainer.fit(iter(batches))
+    finally:
+        log.close()
+
+
+def _resume_path(config: TrainConfig, run_dir: RunDir) -> Path | None:
+    """Checkpoint to go on from: the run's own latest, the one that was named, or none."""
+    if config.run.resume == "none":
+        return None
+    if config.run.resume == "auto":
+        return run_dir.latest_checkpoint if run_dir.latest_checkpoint.is_file() else None
+    path = Path(config.run.resume)
+    if not path.is_file():
+        raise WeightsError(
+            f"=> no checkpoint found at '{path}': correct --resume (run.resume), or leave it out to start anew"
+        )
+    return path
+
+
+def _first_step(
+    config: TrainConfig, resume_from: Path | None, checkpoints: Checkpoints, data: TrainingData
+) -> int:
+    """Optimizer steps already done, with the model and optimizer as they were then."""
+    if resume_from is None:
+        return 0
+    position = checkpoints.resume(resume_from, with_optimizer=not config.run.reset_optimizer)
+    step = 0 if config.run.reset_position else steps_done(position, data.order.steps_per_epoch)
+    logger.info("=> loaded checkpoint '%s' (epoch %d @ %d steps)", resume_from, position.epoch, step)
+    return step
+
+
+def _plan(config: TrainConfig, data: TrainingData, first_step: int) -> Plan:
+    per_epoch = data.order.steps_per_epoch
+    max_steps = config.train.max_steps or per_epoch * config.train.max_epochs
+    return Plan(per_epoch, first_step, max_steps)
+
+
+def _pair_loss(config: TrainConfig) -> PairLoss:
+    loss: PairLoss = module_of("pair_loss", config.loss.type).build(config.loss.options)
+    return loss
+
+
+def _validation(model: CLIP, data: TrainingData, ranks: Ranks) -> Callable[[], ValidationResult] | None:
+    loader = data.valid
+    return None if loader is None else lambda: validate(model, loader, ranks)

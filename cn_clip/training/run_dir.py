@@ -1,0 +1,90 @@
+"""The folder of a run: its names, its log, and what was asked of it.
+
+    logs_dir/name/out_{UTC time}.log, params_{UTC time}.txt, resolved.yaml, metrics.jsonl, checkpoints/
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cn_clip.errors import DataError
+from cn_clip.files import write_atomically
+from cn_clip.parallel.ranks import Ranks
+
+LINE = "%(asctime)s | %(levelname)s | Rank {rank} | %(message)s"
+TIME = "%Y-%m-%d,%H:%M:%S"  # people parse these lines: the form is cn-clip's
+
+
+class RunDir:
+    """Paths of one run; folders are made by the main rank only."""
+
+    def __init__(self, logs_dir: str, name: str, *, writes: bool) -> None:
+        self.path = Path(logs_dir) / name
+        self.checkpoints = self.path / "checkpoints"
+        self.writes = writes
+        """Whether this rank writes at all."""
+        self._started = time.strftime("%Y-%m-%d-%H-%M-%S", time.gmtime())
+        if writes:
+            self._make()
+
+    def _make(self) -> None:
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"cannot make the run folder {self.path} ({error.strerror}): set run.logs_dir (--logs) to a folder "
+                "that can be written"
+            ) from error
+
+    @property
+    def latest_checkpoint(self) -> Path:
+        return self.checkpoints / "epoch_latest.pt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / f"out_{self._started}.log"
+
+    def write_settings(self, resolved: Mapping[str, Any], flags: Mapping[str, Any]) -> None:
+        """`resolved.yaml` repeats the run; `params_*.txt` lists the reference's flags as `name: value` lines."""
+        if not self.writes:
+            return
+        text = yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True)
+        write_atomically(self.path / "resolved.yaml", text.encode())
+        lines = "".join(f"{name}: {flags[name]}\n" for name in sorted(flags))
+        write_atomically(self.path / f"params_{self._started}.txt", lines.encode())
+
+
+@contextmanager
+def logging_to(run_dir: RunDir, ranks: Ranks, *, debug: bool) -> Iterator[None]:
+    """Log lines of this process on stderr, and in the run's log when this rank writes; closed at the end."""
+    root, level = logging.getLogger(), logging.DEBUG if debug else logging.INFO
+    formatter = logging.Formatter(LINE.format(rank=ranks.rank), datefmt=TIME)
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if run_dir.writes:
+        handlers.append(logging.FileHandler(run_dir.log, encoding="utf-8"))
+    previous_level = root.level
+    for handler in handlers:
+        handler.setFormatter(formatter)
+        root.addHandler(handler)
+    root.setLevel(level)
+    for chatty in ("PIL", "matplotlib", "urllib3", "filelock"):  # their DEBUG and INFO lines are not about this run
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        root.setLevel(previous_level)
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()

@@ -1,0 +1,112 @@
+"""The loop: steps, and what is due after each. Knows a task, not what the task trains."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from cn_clip.config.schema import TrainConfig
+from cn_clip.data.batches import PairBatch
+from cn_clip.parallel.precision import Precision
+from cn_clip.parallel.ranks import Ranks
+from cn_clip.training.checkpoint import Checkpoints, Position
+from cn_clip.training.schedule import warmup_cosine
+from cn_clip.training.step_log import StepLog
+from cn_clip.training.task import StepReport, Task
+from cn_clip.training.validation import ValidationResult
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is, and where this process starts in it; steps are optimizer steps."""
+
+    steps_per_epoch: int
+    first_step: int
+    max_steps: int
+
+    @property
+    def max_epochs(self) -> int:
+        return math.ceil(self.max_steps / self.steps_per_epoch)
+
+    def epoch_of(self, step: int) -> int:
+        """1-based epoch that the `step`-th step (from 1) belongs to."""
+        return (step - 1) // self.steps_per_epoch + 1
+
+    def ends_epoch(self, step: int) -> bool:
+        return step % self.steps_per_epoch == 0 or step == self.max_steps
+
+
+def is_due(count: int, every: int | None) -> bool:
+    """Whether something that happens each `every` counts happens at this one; None is never."""
+    return every is not None and count % every == 0
+
+
+class Trainer:
+    def __init__(
+        self,
+        task: Task,
+        optimizer: torch.optim.Optimizer,
+        precision: Precision,
+        plan: Plan,
+        config: TrainConfig,
+        *,
+        ranks: Ranks,
+        log: StepLog,
+        checkpoints: Checkpoints,
+        validate: Callable[[], ValidationResult] | None,
+    ) -> None:
+        self._task, self._optimizer, self._precision = task, optimizer, precision
+        self._plan, self._config, self._ranks = plan, config, ranks
+        self._log, self._checkpoints, self._validate = log, checkpoints, validate
+
+    def fit(self, micro_batches: Iterator[PairBatch]) -> None:
+        """Train from the plan's first step to its last; `micro_batches` begin with those of the first."""
+        self._task.train_mode()
+        ended = time.perf_counter()
+        for step in range(self._plan.first_step + 1, self._plan.max_steps + 1):
+            batches = [next(micro_batches).to(self._ranks.device) for _ in range(self._config.train.accumulate)]
+            data_seconds = time.perf_counter() - ended
+            report, lr = self.train_step(batches, step)
+            step_seconds = time.perf_counter() - ended
+            self._log.advance()
+            if self._ranks.is_main and is_due(step, self._config.log.every_steps):
+                self._log.train(step, report, lr=lr, data_seconds=data_seconds, step_seconds=step_seconds)
+            ended = time.perf_counter()
+            self._follow(step)
+
+    def train_step(self, batches: list[PairBatch], step: int) -> tuple[StepReport, float]:
+        """One optimizer step, counted from 1; returns what it saw and its learning rate."""
+        optim = self._config.optim
+        assert optim.lr is not None  # build_config filled it in
+        lr = warmup_cosine(
+            step - 1, base_lr=optim.lr, warmup_steps=optim.warmup_steps, total_steps=self._plan.max_steps
+        )
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.zero_grad(set_to_none=True)
+        report = self._task.accumulate_gradients(batches, step)
+        self._precision.step(self._optimizer)
+        return report.with_scale(self._task.after_step()), lr
+
+    def _follow(self, step: int) -> None:
+        """Validate and save when it is due after `step`; validation first, as in the reference."""
+        validate, checkpoint = self._config.validate, self._config.checkpoint
+        epoch, ends_epoch = self._plan.epoch_of(step), self._plan.ends_epoch(step)
+        if is_due(step, validate.every_steps) or (ends_epoch and is_due(epoch, validate.every_epochs)):
+            self._run_validation(step, epoch)
+        if is_due(step, checkpoint.every_steps):
+            self._checkpoints.save(f"epoch_{epoch}_{step}.pt", Position(epoch, step))
+        if ends_epoch:
+            own_file = epoch == self._plan.max_epochs or is_due(epoch, checkpoint.every_epochs)
+            self._checkpoints.save(f"epoch{epoch}.pt" if own_file else None, Position(epoch, step))
+
+    def _run_validation(self, step: int, epoch: int) -> None:
+        if self._validate is None:
+            return
+        self._log.begin_valid(step, epoch)
+        self._log.valid(step, epoch, self._validate())
+        self._task.train_mode()
