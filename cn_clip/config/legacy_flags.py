@@ -171,13 +171,10 @@ def parser() -> argparse.ArgumentParser:
 
     meanings = describe(TrainConfig)
     words = _Parser(
-        prog="main.py",
         argument_default=argparse.SUPPRESS,
         description="Train image and text towers on pairs.",
     )
-    words.add_argument(
-        "--config", metavar="FILE", help="YAML of settings; typed flags and --set go before it"
-    )
+    words.add_argument("--config", metavar="FILE", help="YAML of settings; typed flags and --set win over it")
     words.add_argument(
         "--set",
         action="append",

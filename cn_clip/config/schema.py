@@ -40,9 +40,9 @@ class Run:
     resume: str = "auto"
     """`auto` continues from the run's own `epoch_latest.pt` when there is one; `none` starts anew; else a checkpoint file."""
     reset_optimizer: bool = False
-    """Leave out the optimizer state of the checkpoint named in `resume`."""
+    """Leave out the optimizer state of the checkpoint that is resumed."""
     reset_position: bool = False
-    """Start at epoch 0, step 0 instead of where the checkpoint named in `resume` stopped."""
+    """Start at epoch 0, step 0 instead of where the checkpoint that is resumed stopped."""
     seed: int = number(123, at_least=0)
     """Of data order, dropout, FLIP masks, augmentation and fresh weights."""
     device: str = "auto"
