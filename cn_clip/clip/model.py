@@ -1,0 +1,214 @@
+"""The two-tower model: pictures and captions into one space (arXiv:2103.00020; Chinese-CLIP, arXiv:2211.01335).
+
+Shapes: B pictures or captions, C H W picture, L tokens, D width of the text tower, E embedding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from cn_clip.clip.precision import convert_models_to_fp32, convert_weights
+from cn_clip.clip.presets import (
+    ImagePreset,
+    TextPreset,
+    image_preset,
+    image_preset_of,
+    text_preset,
+    text_preset_of,
+)
+from cn_clip.clip.weights.layouts import (
+    convert_state_dict,
+    resize_pos_embed,
+    to_1tuple,
+    to_2tuple,
+    to_3tuple,
+    to_4tuple,
+    to_ntuple,
+)
+from cn_clip.clip.weights.loading import load_image_tower, load_text_tower, restore_model
+from cn_clip.errors import ConfigError
+from cn_clip.parallel.recompute import keep_activations, recompute_blocks
+
+if TYPE_CHECKING:
+    from cn_clip.clip.bert_tokenizer import FullTokenizer
+    from cn_clip.towers.image import ImageTower
+    from cn_clip.towers.text import TextTower
+
+__all__ = [
+    "CLIP",
+    "build_model",
+    "convert_models_to_fp32",
+    "convert_state_dict",
+    "convert_weights",
+    "resize_pos_embed",
+    "restore_model",
+    "to_1tuple",
+    "to_2tuple",
+    "to_3tuple",
+    "to_4tuple",
+    "to_ntuple",
+]
+
+INITIAL_TEMPERATURE = 0.07  # arXiv:2103.00020, section 2.5
+
+
+def build_model(image: str, text: str, image_px: int | None = None) -> CLIP:
+    """Model of two presets with fresh weights under the caller's torch seed; a folder preset brings its own weights.
+
+    `image_px` replaces the preset's picture size.
+    """
+    images, texts = image_preset(image), text_preset(text)
+    if image_px is not None:
+        options = {**images.options, "image_px": image_px}
+        images = dataclasses.replace(images, image_px=image_px, options=options)
+    model = CLIP.from_presets(images, texts)
+    if images.weights is not None:
+        load_image_tower(model, images.weights)
+    if texts.weights is not None:
+        load_text_tower(model, texts.weights)
+    return model
+
+
+class CLIP(nn.Module):
+    """Towers `visual` and `bert`, `text_projection` [D, E] and `logit_scale` (ln of the inverse temperature).
+
+    The order of parameters is the reference's: its optimizer files count on it.
+    """
+
+    visual: ImageTower
+    bert: TextTower
+
+    def __init__(
+        self,
+        embed_dim: int,
+        image_resolution: int,
+        vision_layers: int | Sequence[int] | str,
+        vision_width: int,
+        vision_patch_size: int | None,
+        vocab_size: int,
+        text_attention_probs_dropout_prob: float,
+        text_hidden_act: str,
+        text_hidden_dropout_prob: float,
+        text_hidden_size: int,
+        text_initializer_range: float,
+        text_intermediate_size: int,
+        text_max_position_embeddings: int,
+        text_num_attention_heads: int,
+        text_num_hidden_layers: int,
+        text_type_vocab_size: int,
+        tokenizer: FullTokenizer | None = None,
+        vision_head_width: int = 64,
+        use_flash_attention: bool = False,
+    ) -> None:
+        """Fresh model of the reference's arguments, the fields of two JSON presets together.
+
+        `use_flash_attention` changes nothing: torch picks a fused kernel where one fits, with the same parameters.
+        """
+        settings: Mapping[str, Any] = {  # Any: the presets check each field
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in locals().items()
+            if name not in ("self", "tokenizer", "__class__")
+        }
+        image = image_preset_of("CLIP", settings, "the arguments of CLIP")
+        text = text_preset_of("CLIP", settings, "the arguments of CLIP")
+        super().__init__()
+        self._assemble(image, text, tokenizer)
+
+    @classmethod
+    def from_presets(cls, image: ImagePreset, text: TextPreset) -> CLIP:
+        """Fresh model of two presets."""
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        model._assemble(image, text, tokenizer=None)
+        return model
+
+    def _assemble(self, image: ImagePreset, text: TextPreset, tokenizer: FullTokenizer | None) -> None:
+        self.visual = _tower("image", image)
+        self.bert = _tower("text", text)
+        self.text_projection = nn.Parameter(torch.empty(self.bert.width, image.embed_dim))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / INITIAL_TEMPERATURE)))
+        nn.init.normal_(self.text_projection, std=self.bert.width**-0.5)
+        self._tokenizer = tokenizer
+
+    @property
+    def tokenizer(self) -> FullTokenizer:
+        """The WordPiece tokenizer of the Chinese vocabulary, unless another was given."""
+        if self._tokenizer is None:
+            from cn_clip.clip import _tokenizer
+
+            return _tokenizer
+        return self._tokenizer
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the image tower's first weights; pictures and text features are cast to it."""
+        return self.visual.dtype
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute every block of both towers in the backward pass, or stop doing so."""
+        blocks = [*self.visual.blocks(), *self.bert.blocks()]
+        (recompute_blocks if enable else keep_activations)(blocks)
+
+    def encode_image(self, image: Tensor, mask_ratio: float = 0) -> Tensor:
+        """Features [B, E], not normalised, of normalised float pictures or of raw uint8 ones [B, C, H, W]."""
+        if image.dtype == torch.uint8:
+            image = _normalised(image)
+        return self.visual(image.to(self.dtype), mask_ratio)
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """Features [B, E], not normalised, of captions' token ids [B, L]."""
+        features_BD = self.bert.features(text, text.ne(self.bert.pad_id))
+        return features_BD.to(self.dtype) @ self.text_projection
+
+    def forward(
+        self, image: Tensor | None, text: Tensor | None, mask_ratio: float = 0
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Raw features of the one that is given; of both: unit image and text features, and the scale (not its log)."""
+        assert image is not None or text is not None, "image and text are both None: give at least one"
+        if image is None:
+            assert text is not None
+            return self.encode_text(text)
+        if text is None:
+            return self.encode_image(image)
+        image_BE, text_BE = self.encode_image(image, mask_ratio), self.encode_text(text)
+        return _unit(image_BE), _unit(text_BE), self.logit_scale.exp()
+
+    def get_similarity(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled cosines [images, texts] and their transpose."""
+        image_BE, text_BE = _unit(self.encode_image(image)), _unit(self.encode_text(text))
+        logits_per_image = self.logit_scale.exp() * image_BE @ text_BE.t()
+        return logits_per_image, logits_per_image.t()
+
+
+def _tower(kind: str, preset: ImagePreset | TextPreset) -> Any:  # Any: ImageTower or TextTower, by `kind`
+    name = f"cn_clip.towers.{kind}.{preset.tower}"
+    if not preset.tower.isidentifier() or importlib.util.find_spec(name) is None:
+        raise ConfigError(
+            f"preset {preset.name}: there is no tower module cn_clip/towers/{kind}/{preset.tower}.py"
+        )
+    module = importlib.import_module(name)
+    known = {field.name for field in dataclasses.fields(module.Options)}
+    unknown = sorted(set(preset.options) - known)
+    if unknown:
+        raise ConfigError(
+            f"preset {preset.name}: {preset.tower} has no option {unknown[0]}; it has {', '.join(sorted(known))}"
+        )
+    return module.build(module.Options(**preset.options))
+
+
+def _unit(features_BE: Tensor) -> Tensor:
+    return features_BE / features_BE.norm(dim=-1, keepdim=True)
+
+
+def _normalised(image_BCHW: Tensor) -> Tensor:
+    from cn_clip.clip.transform import MEAN, STD
+
+    mean, std = (torch.tensor(values, device=image_BCHW.device).view(-1, 1, 1) for values in (MEAN, STD))
+    return (image_BCHW.float() / 255 - mean) / std

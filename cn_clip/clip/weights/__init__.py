@@ -1,0 +1,32 @@
+"""Weights of the two-tower model: `files` reads them, `layouts` knows every key conversion, `guess` tells the towers,
+`loading` fits them into a model, `optimizer` maps optimizer state by name."""
+
+from __future__ import annotations
+
+from cn_clip.clip.weights.files import Checkpoint, read_checkpoint
+from cn_clip.clip.weights.guess import describe_towers, guess_image_px, guess_towers
+from cn_clip.clip.weights.layouts import Weights
+from cn_clip.clip.weights.loading import load_image_tower, load_into, load_text_tower, model_weights
+from cn_clip.clip.weights.optimizer import (
+    optimizer_state_from_reference,
+    optimizer_state_to_reference,
+    parameter_names,
+    split_decay,
+)
+
+__all__ = [
+    "Checkpoint",
+    "Weights",
+    "describe_towers",
+    "guess_image_px",
+    "guess_towers",
+    "load_image_tower",
+    "load_into",
+    "load_text_tower",
+    "model_weights",
+    "optimizer_state_from_reference",
+    "optimizer_state_to_reference",
+    "parameter_names",
+    "read_checkpoint",
+    "split_decay",
+]

@@ -1,0 +1,71 @@
+"""ResNet of CLIP: three-convolution stem, anti-aliased strides, attention pooling (arXiv:2103.00020, section 2.4).
+
+Built on open_clip's `ModifiedResNet`; state-dict keys are those of OpenAI CLIP and Chinese-CLIP.
+Shapes: B pictures, C H W picture, P positions of the last feature map, D its channels, E embedding.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from torch import Tensor, nn
+
+from cn_clip.towers.image import ImageTower
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    image_px: int = 224
+    """Side of the square pictures, a multiple of 32."""
+    width: int = 64
+    """Channels after the stem; the last feature map has 32 times as many."""
+    layers: tuple[int, ...] = (3, 4, 6, 3)
+    """Bottleneck blocks of each of the four stages."""
+    head_width: int = 64
+    """Channels of a head of the attention pooling."""
+    embed_dim: int = 1024
+    """Channels of the features."""
+
+
+def build(options: Options) -> ImageTower:
+    return ResNetTower(options)
+
+
+class ResNetTower(ModifiedResNet):
+    def __init__(self, options: Options) -> None:
+        super().__init__(
+            layers=list(options.layers),
+            output_dim=options.embed_dim,
+            heads=options.width * 32 // options.head_width,
+            image_size=options.image_px,
+            width=options.width,
+        )
+        self.image_px = options.image_px
+        self._told_about_masking = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.conv1.weight.dtype
+
+    def forward(self, images_BCHW: Tensor, mask_ratio: float = 0.0) -> Tensor:
+        if mask_ratio > 0 and not self._told_about_masking:
+            _log.info("mask_ratio %g is ignored: a ResNet has no patches to leave out", mask_ratio)
+            self._told_about_masking = True
+        return super().forward(images_BCHW)
+
+    def patches(self, images_BCHW: Tensor) -> Tensor:
+        features = self.stem(images_BCHW)
+        for stage in self._stages():
+            features = stage(features)
+        return features.flatten(2).transpose(1, 2)
+
+    def blocks(self) -> list[nn.Module]:
+        return [block for stage in self._stages() for block in stage]
+
+    def _stages(self) -> list[nn.Sequential]:
+        return [self.layer1, self.layer2, self.layer3, self.layer4]
