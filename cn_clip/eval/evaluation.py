@@ -1,0 +1,73 @@
+"""Score text-to-image predictions: recall at 1, 5 and 10, and their mean."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if __name__ == "__main__":  # run by path: this checkout first on sys.path, and not the door's own folder
+    sys.path[0] = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
+
+import argparse
+from collections.abc import Mapping, Sequence
+
+from cn_clip.errors import CnClipError, run_door
+from cn_clip.eval.retrieval import scoring
+from cn_clip.eval.retrieval.files import TEXT_TO_IMAGE, read_answers, read_predictions
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Score a prediction file into a JSON; a failure is written there too and ends with an exit code not 0."""
+    flags = _parser().parse_args(words)
+    print(f"Read standard from {flags.annotations}")
+    print(f"Read user submit file from {flags.predictions}")
+    try:
+        recalls = scoring.score_to_file(
+            flags.annotations, flags.predictions, flags.output, TEXT_TO_IMAGE, flags.top_k
+        )
+    except CnClipError as error:
+        print(f"The evaluation failed: {error}")
+        raise
+    mean, r1, r5, r10 = scoring.score_list(recalls)
+    print(f"R@1 {r1:.2f}  R@5 {r5:.2f}  R@10 {r10:.2f}  mean {mean:.2f}  (written to {flags.output})")
+    print("The evaluation finished successfully.")
+
+
+def compute_score(golden_file: str, predict_file: str) -> list[float]:
+    """[mean recall, R@1, R@5, R@10] in percent."""
+    return scoring.score_list(scoring.score_files(golden_file, predict_file, TEXT_TO_IMAGE))
+
+
+def read_submission(submit_path: str, reference: Mapping[int, object], k: int = 5) -> dict[int, list[int]]:
+    """Found image ids by text id; exactly k different ones for each text of `reference`."""
+    return read_predictions(submit_path, TEXT_TO_IMAGE, reference, k)
+
+
+def read_reference(path: str) -> dict[int, list[int]]:
+    """Right image ids by text id."""
+    return read_answers(path, TEXT_TO_IMAGE)
+
+
+def report_score(r1: float, r5: float, r10: float, out_p: str) -> None:
+    """Write the score JSON of three recalls, each 0 to 1."""
+    scoring.write_score(out_p, (r1, r5, r10))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("annotations", help="JSONL of right answers: text_id and image_ids")
+    parser.add_argument("predictions", help="JSONL of predictions: text_id and image_ids, best first")
+    parser.add_argument("output", help="JSON to write the score to, in percent")
+    parser.add_argument(
+        "--top-k",
+        type=int,
+        default=scoring.DEFAULT_NUM_FOUND,
+        metavar="K",
+        help="predictions that each text must have (default: %(default)s); give the number of images when there are "
+        "fewer than 10, or the --top-k of the search",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    run_door(main)
