@@ -92,3 +92,10 @@ def _join(backend: str) -> None:
             f"the ranks cannot meet at {address} ({reason}): check that MASTER_ADDR is the first node, "
             "that MASTER_PORT is free there, and that every node runs the same command"
         ) from error
+
+
+def joined_world() -> tuple[int, int]:
+    """(rank, number of processes) of the group that this process has joined by whatever means, or (0, 1)."""
+    if not dist.is_available() or not dist.is_initialized():
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
