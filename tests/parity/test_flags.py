@@ -66,9 +66,9 @@ def test_same_types_and_arities(reference_actions: dict, our_actions: dict) -> N
 
 @pytest.mark.parity
 def test_defaults_agree_value_by_value(reference_actions: dict) -> None:
-    from cn_clip.training.build import resolve_part
+    from cn_clip.training.build import resolve_options
 
-    config = build(TrainConfig, merge({}, parse_train_flags(["--train-data", "/d"])[1]), resolve_part)
+    config = build(TrainConfig, merge({}, parse_train_flags(["--train-data", "/d"])[1]), resolve_options)
     params = reference_params(config)
     expected = {
         name.lstrip("-").replace("-", "_"): action["default"] for name, action in reference_actions.items()
