@@ -65,7 +65,7 @@ def fast_transform(image_px: int) -> BytesTransform:
 def train_transform(image_px: int, mode: Mode, augment: Part) -> BytesTransform:
     """Transform of training pictures: float32 in mode `exact`, uint8 in mode `fast`.
 
-    Augmentations draw from torch's generator alone, so a caller that seeds it per picture repeats the picture.
+    Augmentations draw from Python's, numpy's and torch's global generators, which the caller seeds per picture.
     """
     plain = exact_transform(image_px) if mode == "exact" else fast_transform(image_px)
     if augment.type == "none":
@@ -93,7 +93,7 @@ class FastTransform:
     def __call__(self, raw: bytes) -> Tensor:
         picture = read_picture(raw)
         if isinstance(picture, Tensor):
-            return resize_uint8(picture, self.image_px)
+            return resize_uint8(picture, self.image_px).contiguous()
         return resize_by_pil(picture, self.image_px)
 
 
@@ -169,16 +169,20 @@ def _decode_jpeg(raw: bytes) -> Tensor | None:
 
 
 def resize_uint8(picture_CHW: Tensor, image_px: int) -> Tensor:
-    """uint8 (3, S, S), squashed to the square by the antialiased bicubic filter; grey becomes three equal colours."""
-    square = F.interpolate(picture_CHW[None], size=(image_px, image_px), mode="bicubic", antialias=True)[0]
-    return square.expand(3, -1, -1).contiguous()
+    """uint8 (3, S, S) view, squashed by the antialiased bicubic filter; grey becomes three equal colours.
+
+    Colours stay next to each other in memory when they were, as the decoder leaves them: that is the filter's quick path.
+    """
+    square_CSS = F.interpolate(picture_CHW[None], size=(image_px, image_px), mode="bicubic", antialias=True)[
+        0
+    ]
+    return square_CSS.expand(3, -1, -1)
 
 
 def resize_by_pil(image: Image, image_px: int) -> Tensor:
     """uint8 (3, S, S): the exact transform's pixels before they are normalised."""
-    from PIL.Image import Resampling
-
-    return pil_to_uint8(convert_to_rgb(image.resize((image_px, image_px), Resampling.BICUBIC)))
+    resize, to_rgb, *_ = _image_transform(image_px).transforms
+    return pil_to_uint8(to_rgb(resize(image))).contiguous()
 
 
 def pil_to_uint8(image: Image) -> Tensor:

@@ -1,21 +1,18 @@
 """AutoAugment (arXiv:1805.09501) as the reference's `--use-augment` has it: crop, mirror, then one of 25 policies, by timm.
 
-The operations draw from Python's and torch's generators; here Python's is seeded from torch's for each picture, so that
-one seed repeats it and forked workers differ.
+The operations draw from Python's generator and torch's; under equal seeds of both, mode `exact` gives the reference's
+tensors, and mode `fast` makes the same crop and the same operations.
 
 Shapes: 3 colours, H height, W width, S side of the square asked for.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from torch import Tensor
 
 from cn_clip.clip import transform
@@ -52,8 +49,7 @@ def check(options: Options) -> None:
 
 def augment(picture_3HW: Tensor, options: Options) -> Tensor:
     """uint8 (3, S, S) of a square one of that size, cropped and augmented."""
-    with python_random_from_torch():
-        return _augment_uint8(picture_3HW, options, picture_3HW.shape[-1])
+    return _augment_uint8(picture_3HW, options, picture_3HW.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -68,28 +64,16 @@ class AutoAugmentTransform:
         check(self.options)
 
     def __call__(self, raw: bytes) -> Tensor:
-        with python_random_from_torch():
-            if self.mode == "exact":
-                augmented: Tensor = pipeline(self.options, self.image_px)(transform.open_picture(raw))
-                return augmented
-            picture = transform.read_picture(raw)
-            if isinstance(picture, Tensor):
-                return _augment_uint8(picture, self.options, self.image_px)
-            before_normalising = pipeline(self.options, self.image_px).transforms[:-2]
-            for step in before_normalising:
-                picture = step(picture)
-            return transform.pil_to_uint8(picture)
-
-
-@contextmanager
-def python_random_from_torch() -> Iterator[None]:
-    """Python's generator starts from a number drawn from torch's inside, and goes on as before outside."""
-    state = random.getstate()
-    random.seed(int(torch.randint(2**62, ()).item()))
-    try:
-        yield
-    finally:
-        random.setstate(state)
+        if self.mode == "exact":
+            augmented: Tensor = pipeline(self.options, self.image_px)(transform.open_picture(raw))
+            return augmented
+        picture = transform.read_picture(raw)
+        if isinstance(picture, Tensor):
+            return _augment_uint8(picture, self.options, self.image_px)
+        *before_tensors, _to_tensor, _normalize = pipeline(self.options, self.image_px).transforms
+        for step in before_tensors:
+            picture = step(picture)
+        return transform.pil_to_uint8(picture).contiguous()
 
 
 @cache
