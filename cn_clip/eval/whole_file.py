@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from cn_clip.errors import DataError
+from cn_clip.files import atomic_path
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -33,12 +34,7 @@ def open_whole(path: str | os.PathLike[str]) -> Iterator[TextIO]:
         with target.open("w", encoding="utf-8", newline="\n") as stream:
             yield stream
         return
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("w", encoding="utf-8", newline="\n") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(draft, target)
-    finally:
-        draft.unlink(missing_ok=True)
+    with atomic_path(target) as draft, draft.open("w", encoding="utf-8", newline="\n") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())

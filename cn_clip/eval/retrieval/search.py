@@ -1,24 +1,41 @@
 """Best matches by inner product, exact and in a fixed order, on any torch device.
 
 The score of a pair is its inner product in float64 rounded to float32; equal scores keep the gallery's order, so the
-result depends on no kernel, device or block size. Nearly all of the work is a float32 matrix product that only draws
-up a short list; a query whose list cannot be proved complete (more near-equal scores than the list holds) is scored
-against the whole gallery in float64.
+result depends on no kernel, device or block size. Nearly all of the work is a quick matrix product (bfloat16 where
+the CPU multiplies it natively, else float32) that only draws up a short list, scored exactly afterwards. A query whose
+list cannot be proved complete is searched again with the next finer product, at last in float64 throughout.
 
 Shapes: Q queries, q queries of a block, G gallery, g gallery of a block, W short list, E embedding.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 DEFAULT_BLOCK = 32768
 _SCORES_AT_ONCE = 1 << 25  # 128 MB of float32
-_PRODUCTS_AT_ONCE = 1 << 23  # 64 MB of float64
-_ROWS_AT_ONCE = 128  # of an exhaustive search, whose sort keys take 8 bytes and several copies
-_FLOAT32_UNIT = 2.0**-24
+_PRODUCTS_AT_ONCE = 1 << 18  # 2 MB of float64: stays in cache
+_ROWS_AT_ONCE = 128  # of a float64 search, whose sort keys take 8 bytes and several copies
 _LOW_BITS = (1 << 32) - 1
+_UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}  # largest relative error of one rounding
+_EXTRA_WIDTH = {torch.float32: 8, torch.bfloat16: 38}  # of the short list: what keeps second searches rare
+
+
+@dataclass(frozen=True)
+class _Gallery:
+    """The gallery in the type of one rough product, and how far that rounding moved it."""
+
+    exact: Tensor
+    """[G, E] in float32."""
+    rough: Tensor
+    """[G, E] in the type of the product."""
+    longest: Tensor
+    """Largest length of a row."""
+    farthest: Tensor
+    """Largest distance between a row and its rounded self."""
 
 
 def top_k(
@@ -35,42 +52,82 @@ def top_k(
     if k < 1 or block < 1:
         raise ValueError(f"k is {k} and block {block}: both must be at least 1")
     k = min(k, len(gallery_GE))
+    if not k or not len(query_QE):
+        return torch.empty(len(query_QE), k, dtype=torch.long)
     gallery_GE = gallery_GE.to(device, torch.float32)
-    rows = max(1, _SCORES_AT_ONCE // min(block, max(1, len(gallery_GE))))
+    galleries = [_roughen(gallery_GE, dtype) for dtype in _rough_dtypes(gallery_GE.device)]
+    rows = max(1, _SCORES_AT_ONCE // min(block, len(gallery_GE)))
     found = [
-        _search(part_qE.to(device, torch.float32), gallery_GE, k, block) for part_qE in query_QE.split(rows)
+        _search(part_qE.to(device, torch.float32), galleries, k, block) for part_qE in query_QE.split(rows)
     ]
-    return torch.cat(found).cpu() if found else torch.empty(0, k, dtype=torch.long)
+    return _places(torch.cat(found)).cpu()
 
 
-def _search(query_qE: Tensor, gallery_GE: Tensor, k: int, block: int) -> Tensor:
-    width = min(2 * k + 8, len(gallery_GE))
-    rough_qW, places_qW = _short_list(query_qE, gallery_GE, width, block)
-    scores_qW = _exact_scores(query_qE, gallery_GE, places_qW)
+def _rough_dtypes(device: torch.device) -> list[torch.dtype]:
+    """Types of the rough products, quickest first."""
+    native_bfloat16 = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return [torch.bfloat16, torch.float32] if native_bfloat16 else [torch.float32]
+
+
+def _roughen(gallery_GE: Tensor, dtype: torch.dtype) -> _Gallery:
+    rough_GE = gallery_GE.to(dtype)
+    return _Gallery(
+        exact=gallery_GE,
+        rough=rough_GE,
+        longest=torch.linalg.vector_norm(gallery_GE, dim=-1).max().double(),
+        farthest=torch.linalg.vector_norm(gallery_GE - rough_GE.float(), dim=-1).max().double(),
+    )
+
+
+def _search(query_qE: Tensor, galleries: list[_Gallery], k: int, block: int) -> Tensor:
+    """Sort keys of the best k; `galleries` from the quickest to the finest."""
+    gallery, *finer = galleries
+    width = min(2 * k + _EXTRA_WIDTH[gallery.rough.dtype], len(gallery.exact))
+    rough_qW, places_qW = _short_list(query_qE.to(gallery.rough.dtype), gallery.rough, width, block)
+    scores_qW = _exact_scores(query_qE, gallery.exact, places_qW)
     keys_qk = _sort_keys(scores_qW, places_qW).topk(k).values
-    if width < len(gallery_GE):
-        last_q = scores_qW.topk(k).values[:, -1].double()
-        left_out_q = rough_qW[:, -1].double() + _rounding_bound(query_qE, gallery_GE)
-        unsure_q = (
-            last_q - 2 * _FLOAT32_UNIT * last_q.abs() <= left_out_q
-        )  # or the best left out may tie or win
-        if unsure_q.any():
-            parts = query_qE[unsure_q].split(_ROWS_AT_ONCE)
-            keys_qk[unsure_q] = torch.cat([_search_exhaustively(p, gallery_GE, k, block) for p in parts])
-    return _places(keys_qk)
+    if width == len(gallery.exact):
+        return keys_qk
+    last_q = scores_qW.topk(k).values[:, -1].double()
+    left_out_q = _highest_left_out(query_qE, gallery, rough_qW.min(dim=-1).values.double())
+    unsure_q = last_q - 2 * _UNIT[torch.float32] * last_q.abs() <= left_out_q  # one left out may tie or win
+    if unsure_q.any():
+        again_qE = query_qE[unsure_q]
+        if finer:
+            keys_qk[unsure_q] = _search(again_qE, finer, k, block)
+        else:
+            parts = again_qE.split(_ROWS_AT_ONCE)
+            keys_qk[unsure_q] = torch.cat([_search_exhaustively(p, gallery.exact, k, block) for p in parts])
+    return keys_qk
 
 
 def _short_list(query_qE: Tensor, gallery_GE: Tensor, width: int, block: int) -> tuple[Tensor, Tensor]:
-    """Highest `width` float32 scores and their places, highest first."""
+    """Highest `width` rough scores and their places, in no order."""
     rough, places = [], []
     for start in range(0, len(gallery_GE), block):
         scores_qg = query_qE @ gallery_GE[start : start + block].T
-        best = scores_qg.topk(min(width, scores_qg.shape[1]))
+        best = scores_qg.topk(min(width, scores_qg.shape[1]), sorted=False)
         rough.append(best.values)
         places.append(best.indices + start)
-    rough_q, places_q = torch.cat(rough, dim=1), torch.cat(places, dim=1)
-    best = rough_q.topk(width)
-    return best.values, places_q.gather(1, best.indices)
+    if len(rough) == 1:
+        return rough[0], places[0]
+    best = torch.cat(rough, dim=1).topk(width, sorted=False)
+    return best.values, torch.cat(places, dim=1).gather(1, best.indices)
+
+
+def _highest_left_out(query_qE: Tensor, gallery: _Gallery, lowest_listed_q: Tensor) -> Tensor:
+    """Bound on the true score of what the short list leaves out, per query.
+
+    A rough score differs from the true one by the rounding of both features, of the additions (Higham, Accuracy and
+    Stability of Numerical Algorithms, section 3.1; both types add in float32) and of the result.
+    """
+    rough_qE = query_qE.to(gallery.rough.dtype).float()
+    moved_q = torch.linalg.vector_norm(query_qE - rough_qE, dim=-1).double()
+    length_q = torch.linalg.vector_norm(rough_qE, dim=-1).double()
+    adding = (query_qE.shape[1] + 4) * _UNIT[torch.float32]
+    error_q = moved_q * gallery.longest + length_q * gallery.farthest
+    error_q = error_q + adding * length_q * (gallery.longest + gallery.farthest)
+    return lowest_listed_q + 1.01 * (error_q + _UNIT[gallery.rough.dtype] * lowest_listed_q.abs())
 
 
 def _exact_scores(query_qE: Tensor, gallery_GE: Tensor, places_qW: Tensor) -> Tensor:
@@ -81,13 +138,6 @@ def _exact_scores(query_qE: Tensor, gallery_GE: Tensor, places_qW: Tensor) -> Te
         for query_E, places_W in zip(query_qE.split(rows), places_qW.split(rows), strict=True)
     ]
     return torch.cat(parts)
-
-
-def _rounding_bound(query_qE: Tensor, gallery_GE: Tensor) -> Tensor:
-    """How far a float32 inner product can be from the true one, per query (Higham, Accuracy and Stability, 3.1)."""
-    longest = torch.linalg.vector_norm(gallery_GE, dim=-1).max().double()
-    lengths_q = torch.linalg.vector_norm(query_qE, dim=-1).double()
-    return (gallery_GE.shape[1] + 4) * _FLOAT32_UNIT * lengths_q * longest
 
 
 def _search_exhaustively(query_qE: Tensor, gallery_GE: Tensor, k: int, block: int) -> Tensor:
