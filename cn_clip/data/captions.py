@@ -51,7 +51,7 @@ def read_captions(jsonl_path: str | PathLike[str], *, labelled: bool = True) -> 
 
 def _read_row(line: bytes, row: int, where: str, labelled: bool) -> Caption:
     try:
-        fields = json.loads(line.decode())
+        fields = json.loads(line.decode().rstrip())
     except UnicodeDecodeError as error:
         raise DataError(f"{where}, column {error.start + 1}: not UTF-8; save the file as UTF-8") from error
     except json.JSONDecodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import lmdb
@@ -18,7 +19,6 @@ class GrowingTable:
     """New LMDB folder; a key may come twice only with the same value."""
 
     def __init__(self, folder: Path) -> None:
-        self.num_added = 0
         self.num_repeats = 0
         self._folder = folder
         self._batch: list[tuple[bytes, bytes, str]] = []
@@ -33,7 +33,6 @@ class GrowingTable:
         """Keep a value; a DataError beginning with `source` follows if the key has another one."""
         self._batch.append((key, value, source))
         self._batch_bytes += len(value)
-        self.num_added += 1
         if self._batch_bytes >= _BATCH_BYTES or len(self._batch) >= _BATCH_ROWS:
             self.flush()
 
@@ -83,8 +82,14 @@ class GrowingTable:
 
 
 def _write_error(folder: Path, error: Exception) -> DataError:
-    reason = str(error).rpartition(": ")[2] if isinstance(error, lmdb.Error) else str(error)
     return DataError(
-        f"cannot write {folder} ({reason}): free some space or choose another folder, and run the same command again; "
-        "what was there before is untouched"
+        f"cannot write {folder} ({_reason(folder, error)}): free some space or choose another folder, and run the same "
+        "command again; what was there before is untouched"
     )
+
+
+def _reason(folder: Path, error: Exception) -> str:
+    # LMDB calls a write that the disk took only in part an input/output error
+    if shutil.disk_usage(folder.parent).free < _BATCH_BYTES:
+        return "the disk is full"
+    return str(error).rpartition(": ")[2] if isinstance(error, lmdb.Error) else str(error)

@@ -31,6 +31,7 @@ class SplitWriter:
         self.format: layout.Format = format
         self._replacement = Replacement(Path(path))
         self.num_pairs = 0
+        self._num_image_rows = 0
 
     def __enter__(self) -> SplitWriter:
         folder = self._replacement.begin()
@@ -55,8 +56,8 @@ class SplitWriter:
 
     @property
     def num_images(self) -> int:
-        """Different pictures added."""
-        return self._images.num_added - self._images.num_repeats
+        """Pictures added; exact once the split is finished, since repeats show when they are written."""
+        return self._num_image_rows - self._images.num_repeats
 
     @property
     def num_repeats(self) -> int:
@@ -66,6 +67,7 @@ class SplitWriter:
     def add_image(self, image_id: int, picture: bytes, source: str = "a picture") -> None:
         """Keep an encoded picture; `source` names it (file and row) if another picture has this id: a DataError."""
         self._images.put(layout.number_key(image_id), layout.encode_picture(picture, self.format), source)
+        self._num_image_rows += 1
 
     def add_pair(self, image_id: int, text_id: int, caption: str) -> None:
         """Keep the next pair."""
@@ -78,7 +80,7 @@ class SplitWriter:
         return self._images.has(layout.number_key(image_id))
 
     def _finish(self) -> None:
-        self._images.flush()  # before counting: repeats show when they are written
+        self._images.flush()
         for table, kind, count in (
             (self._images, layout.IMAGES_FORMAT, self.num_images),
             (self._pairs, layout.PAIRS_FORMAT, self.num_pairs),

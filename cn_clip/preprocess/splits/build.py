@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,8 @@ def _add_pictures(files: SplitFiles, writer: SplitWriter) -> _Seen:
     path = files.pictures
     num_rows = last_row = 0
     bar = tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, disable=None)
-    with bar:
+    with bar, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata, without saying of which row
         for picture in read_pictures(path):
             num_rows, last_row = num_rows + 1, picture.row
             writer.add_image(picture.image_id, picture.picture, f"{path} row {picture.row}")

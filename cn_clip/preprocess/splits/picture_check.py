@@ -22,6 +22,8 @@ def find_fault(picture: bytes) -> str | None:
         with Image.open(BytesIO(picture)) as image:
             if image.format in _NO_PIXELS:
                 return f"{image.format} has no pixels; save it as PNG or JPEG"
+            if image.format == "PNG" and b"IEND" not in picture:
+                return "the picture is cut: it has no end"  # PIL would not mind, if all pixels happen to be there
             if not _ends_whole(picture, image.format):
                 image.load()
     except UnidentifiedImageError:
