@@ -41,9 +41,9 @@ REFERENCE = """
             buffer.uniform_(0.5, 1.5)
     weights = {name: t.clone() for name, t in model.state_dict().items()}
     model.to(dtype)
-    images = torch.randn(6, 3, settings["image_resolution"], settings["image_resolution"], dtype=dtype)
-    tokens = torch.randint(1, settings["vocab_size"], (6, 24))
-    for row, length in enumerate((4, 24, 9, 12, 17, 5)):
+    images = torch.randn(4, 3, settings["image_resolution"], settings["image_resolution"], dtype=dtype)
+    tokens = torch.randint(1, settings["vocab_size"], (4, 24))
+    for row, length in enumerate((4, 24, 9, 12)):
         tokens[row, length:] = 0
     model.eval()
     with torch.no_grad():
@@ -92,7 +92,9 @@ def run_both(
         key = (image, text, dtype, str(mask_ratio))
         if key not in cache:
             cache[key] = tmp_path_factory.mktemp("reference") / "ran.pt"
-            run_reference(REFERENCE, json.dumps(reference_settings(image, text)), cache[key], dtype, mask_ratio)
+            run_reference(
+                REFERENCE, json.dumps(reference_settings(image, text)), cache[key], dtype, mask_ratio
+            )
         ran = torch.load(cache[key], mmap=True)
         model = build_model(image, text)
         load_into(model, ran["weights"], "the reference's weights")
@@ -110,7 +112,9 @@ def test_features_and_similarity(run_both: Callable[..., tuple[Ran, CLIP]], imag
         both = model(images, tokens)
         alone = model(images, None), model(None, tokens)
         similarity = model.get_similarity(images, tokens)
-    for ours, theirs in zip((*features, *both, *alone), (*ran["features"], *ran["both"], *ran["alone"]), strict=True):
+    for ours, theirs in zip(
+        (*features, *both, *alone), (*ran["features"], *ran["both"], *ran["alone"]), strict=True
+    ):
         assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, float(theirs.abs().max()))
     for ours, theirs in zip(similarity, ran["similarity"], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-4)  # cosines times a scale of 14
@@ -137,7 +141,9 @@ def test_masked_patches_are_the_reference_s(run_both: Callable[..., tuple[Ran, C
     assert abs(float(train_step(model, ran, 0.4) - ran["loss"])) <= 1e-6
     assert gradient_difference(model, ran["gradients"]) <= 1e-4
     unmasked, _ = run_both("tiny-vit", "tiny-bert")
-    assert abs(float(unmasked["loss"] - ran["loss"])) > 1e-3, "the masked loss must differ, or the test shows nothing"
+    assert abs(float(unmasked["loss"] - ran["loss"])) > 1e-3, (
+        "the masked loss must differ, or the test shows nothing"
+    )
 
 
 def test_batchnorm_statistics_after_a_step(run_both: Callable[..., tuple[Ran, CLIP]]) -> None:

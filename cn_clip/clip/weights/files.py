@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -123,3 +125,26 @@ def read_jit_weights(path: Path) -> dict[str, Tensor]:
         return dict(torch.jit.load(path, map_location="cpu").state_dict())
     except RuntimeError as error:
         raise WeightsError(f"{path} is a damaged TorchScript archive: {_first(error)}") from error
+
+
+def write_weights(weights: dict[str, Tensor], path: str | Path) -> None:
+    """Save weights by name; the file appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # the folder is the target's, since a file is only moved atomically within one file system
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            torch.save(weights, file)
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).chmod(0o666 & ~_umask())  # a temporary file is its owner's alone
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

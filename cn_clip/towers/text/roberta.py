@@ -14,7 +14,6 @@ from transformers import BertConfig, BertModel
 from cn_clip.errors import ConfigError
 from cn_clip.towers.text import TextTower
 
-
 PAD_ID = 0  # [PAD] of the Chinese vocabulary
 
 

@@ -1,0 +1,80 @@
+"""Any image model of timm, from a local folder or with fresh weights, with a linear map to the embedding.
+
+Shapes: B pictures, C H W picture, P patches, D model width, E embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from cn_clip.errors import WeightsError
+from cn_clip.towers.image import ImageTower
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    folder: str | None = None
+    """timm folder (`config.json` and weights) to take architecture and weights from."""
+    architecture: str | None = None
+    """timm's name of the model, for fresh weights; used when there is no folder."""
+    image_px: int = 224
+    """Side of the square pictures."""
+    embed_dim: int = 512
+    """Channels of the features."""
+    given_mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    """Mean by which the pictures come normalised; the tower passes them on normalised as its model was trained."""
+    given_std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    """Deviation, likewise."""
+
+
+def build(options: Options) -> ImageTower:
+    return TimmTower(options)
+
+
+class TimmTower(nn.Module):
+    trunk: Any  # timm's models share their methods by convention, not by a class
+
+    def __init__(self, options: Options) -> None:
+        super().__init__()
+        source = f"local-dir:{options.folder}" if options.folder else options.architecture or "none"
+        try:
+            self.trunk = timm.create_model(source, pretrained=options.folder is not None, num_classes=0)
+        except (RuntimeError, FileNotFoundError, TypeError, AttributeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise WeightsError(f"timm cannot build the image tower {source}: {reason}") from error
+        self.image_px = options.image_px
+        self.proj = nn.Linear(self.trunk.num_features, options.embed_dim, bias=False)
+        own_mean, own_std = (torch.tensor(self.trunk.pretrained_cfg[key]) for key in ("mean", "std"))
+        given_mean, given_std = torch.tensor(options.given_mean), torch.tensor(options.given_std)
+        self._gain = (given_std / own_std).tolist()
+        self._shift = ((given_mean - own_mean) / own_std).tolist()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.proj.weight.dtype
+
+    def forward(self, images_BCHW: Tensor, mask_ratio: float = 0.0) -> Tensor:
+        return self.proj(self.trunk(self._renormalised(images_BCHW)))
+
+    def patches(self, images_BCHW: Tensor) -> Tensor:
+        features = self.trunk.forward_features(self._renormalised(images_BCHW))
+        if features.ndim == 3:
+            return features[:, self.trunk.num_prefix_tokens :]
+        channels_first = features.shape[1] == self.trunk.num_features  # Swin and its kin keep channels last
+        return features.flatten(2).transpose(1, 2) if channels_first else features.flatten(1, 2)
+
+    def blocks(self) -> list[nn.Module]:
+        children = dict(self.trunk.named_children())
+        for name in ("blocks", "stages", "layers"):  # timm's names for the repeated part
+            if name in children:
+                return list(children[name].children())
+        return []
+
+    def _renormalised(self, images_BCHW: Tensor) -> Tensor:
+        gain, shift = (images_BCHW.new_tensor(v).view(-1, 1, 1) for v in (self._gain, self._shift))
+        return images_BCHW * gain + shift
