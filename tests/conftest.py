@@ -14,7 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ("cn-clip==1.6.0", "six")  # the package does not declare six, which it imports
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # before torch is imported, here and in the processes tests start
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "2"
+)  # before torch is imported, here and in the processes tests start
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub
 
 RunReference = Callable[..., subprocess.CompletedProcess[str]]
@@ -26,7 +28,17 @@ def reference_dir() -> Path:
     given = os.environ.get("CN_CLIP_REFERENCE_DIR")
     folder = Path(given) if given else ROOT / ".venv" / "reference"
     if not (folder / "cn_clip" / "clip" / "model.py").is_file():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *REFERENCE]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--target",
+            str(folder),
+            *REFERENCE,
+        ]
         subprocess.run(command, check=True)
     return folder
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from cn_clip.parallel.rng import stable_seed
+from cn_clip.parallel.rng import seeded, stable_seed
 
 
 @contextmanager
@@ -17,10 +17,9 @@ def seeded_by(*parts: int) -> Iterator[None]:
     """Python's, numpy's and torch's generators are a function of the numbers inside, and go on as before outside."""
     seed = stable_seed(*parts)
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+    with seeded(seed, torch.device("cpu")):
         random.seed(seed)
-        np.random.seed(seed % 2**32)  # all that numpy's legacy seed takes, and what timm's augmentation draws from
-        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # numpy takes no more; timm's augmentation draws from it
         try:
             yield
         finally:

@@ -41,10 +41,14 @@ class EpochOrder:
     seed: int
 
     @classmethod
-    def over(cls, num_pairs: int, *, micro_global: int, accumulate: int, seed: int, epoch_end: str = "pad") -> EpochOrder:
+    def over(
+        cls, num_pairs: int, *, micro_global: int, accumulate: int, seed: int, epoch_end: str = "pad"
+    ) -> EpochOrder:
         """Order for `micro_global` = W·m pairs per micro-batch of all ranks; `epoch_end` as in `data.epoch_end`."""
         if num_pairs == 0:
-            raise DataError("there are no training pairs: check that the captions name pictures, and build the LMDB again")
+            raise DataError(
+                "there are no training pairs: check that the captions name pictures, and build the LMDB again"
+            )
         unit = micro_global * accumulate if epoch_end == "pad" else micro_global
         order = cls(num_pairs, math.ceil(num_pairs / unit) * unit, micro_global * accumulate, seed)
         if order.steps_per_epoch == 0:
@@ -79,7 +83,14 @@ class MicroBatches(Sampler[list[PairKey]]):
     """This rank's micro-batches of steps [first_step, last_step), A after A; one pass serves a whole run."""
 
     def __init__(
-        self, order: EpochOrder, *, rank: int, world_size: int, batch_size: int, first_step: int, last_step: int
+        self,
+        order: EpochOrder,
+        *,
+        rank: int,
+        world_size: int,
+        batch_size: int,
+        first_step: int,
+        last_step: int,
     ) -> None:
         self.order, self.rank, self.world_size, self.batch_size = order, rank, world_size, batch_size
         self.first_step, self.last_step = first_step, last_step
@@ -110,6 +121,9 @@ class ValidationBatches(Sampler[list[PairKey]]):
 
     def __iter__(self) -> Iterator[list[PairKey]]:
         indices = self.order.indices(epoch=0).tolist()
-        keys = [PairKey(0, position, indices[position]) for position in range(self.rank, len(indices), self.world_size)]
+        keys = [
+            PairKey(0, position, indices[position])
+            for position in range(self.rank, len(indices), self.world_size)
+        ]
         for start in range(0, len(keys), self.batch_size):
             yield keys[start : start + self.batch_size]

@@ -93,7 +93,11 @@ def contrastive_gradients(
     column = _Line.combined(gather_columns(column.stacked()))
 
     num = len(text_NE)
-    d_image_RE, d_text_NE, d_scale = torch.zeros_like(image_RE), torch.zeros_like(text_NE), torch.zeros_like(scale)
+    d_image_RE, d_text_NE, d_scale = (
+        torch.zeros_like(image_RE),
+        torch.zeros_like(text_NE),
+        torch.zeros_like(scale),
+    )
     for i, j in _tiles(len(image_RE), len(text_NE), tile):
         cosine = image_RE[i] @ text_NE[j].T
         logits, match = _tile(scale * cosine, row_ids, column_ids, i, j, targets)

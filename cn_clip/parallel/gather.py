@@ -58,4 +58,3 @@ def wait_for_all(ranks: Ranks) -> None:
     """Return when every rank has come here."""
     if ranks.world_size > 1:
         dist.barrier(device_ids=[ranks.local_rank] if ranks.device.type == "cuda" else None)
-

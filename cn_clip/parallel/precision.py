@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cn_clip.errors import DeviceError
 
@@ -19,6 +19,7 @@ class Precision:
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.device = device
+        # fp32 but for the two settings that hold weights in the type they compute in
         self.weights_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name, torch.float32)
         self.autocast_dtype = _autocast_dtype(name, device)
         needs_scaler = name == "amp" and self.autocast_dtype is torch.float16
@@ -29,15 +30,6 @@ class Precision:
         if self.autocast_dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)
-
-    def cast_weights(self, model: nn.Module) -> nn.Module:
-        """Model with floating weights in this precision's type; the scale stays fp32."""
-        if self.weights_dtype is torch.float32:
-            return model.float()
-        for name, parameter in model.named_parameters():
-            if name != "logit_scale":
-                parameter.data = parameter.data.to(self.weights_dtype)
-        return model
 
     def backward(self, scalar: Tensor) -> None:
         """Backpropagate, scaled where fp16 gradients would underflow; call it outside `autocast`."""

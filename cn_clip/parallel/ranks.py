@@ -16,7 +16,9 @@ from cn_clip.errors import DeviceError, LaunchError
 
 logger = logging.getLogger(__name__)
 
-JOIN_TIMEOUT = timedelta(minutes=30)  # a rank may decode its first batches for long before the first collective
+JOIN_TIMEOUT = timedelta(
+    minutes=30
+)  # a rank may decode its first batches for long before the first collective
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise DeviceError(f"run.device is {name!r}, which torch does not know: use auto, cpu or cuda") from error
+        raise DeviceError(
+            f"run.device is {name!r}, which torch does not know: use auto, cpu or cuda"
+        ) from error
     if device.type == "cuda":
         _check_cuda(device, local_rank)
         return torch.device("cuda", local_rank) if device.index is None else device

@@ -23,7 +23,9 @@ def stable_seed(*parts: int) -> int:
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Torch's generators of the CPU and `device` start from `seed` inside, and go on as before outside."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    # Not torch.manual_seed: it queues a call, with its stack, for each kind of device that is not there, for ever.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         yield

@@ -43,7 +43,9 @@ class ParallelModel:
 
 def _with_synced_batchnorm(model: nn.Module, ranks: Ranks) -> nn.Module:
     if ranks.device.type != "cuda":
-        raise DeviceError("parallel.sync_batchnorm (--use-bn-sync) needs GPUs: torch has no SyncBatchNorm for the CPU")
+        raise DeviceError(
+            "parallel.sync_batchnorm (--use-bn-sync) needs GPUs: torch has no SyncBatchNorm for the CPU"
+        )
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
@@ -77,4 +79,3 @@ def set_training_mode(model: nn.Module, frozen: list[nn.Module]) -> None:
         for norm in module.modules():
             if isinstance(norm, nn.modules.batchnorm._BatchNorm):
                 norm.eval()
-

@@ -69,7 +69,9 @@ def accumulate(
         # Each rank knows the scale's whole gradient: it adds 1/W of it, once, where the gradients meet.
         surrogate = surrogate + features.scale * (loss.scale / world_size if with_scale else 0.0)
         if surrogate.requires_grad:  # a frozen tower with a frozen scale has nothing to learn from
-            precision.backward(world_size * surrogate)  # the engine averages over W; the loss asks for the sum
+            precision.backward(
+                world_size * surrogate
+            )  # the engine averages over W; the loss asks for the sum
 
     if num_batches == 1:
         features = encode(0)
@@ -97,7 +99,12 @@ def _inner(features_mE: Tensor, gradients_mE: Tensor) -> Tensor:
 
 
 def global_loss(
-    pair_loss: PairLoss, features: Sequence[Features], batches: Sequence[PairBatch], ranks: Ranks, *, gather: bool
+    pair_loss: PairLoss,
+    features: Sequence[Features],
+    batches: Sequence[PairBatch],
+    ranks: Ranks,
+    *,
+    gather: bool,
 ) -> GlobalLoss:
     """Loss over the pairs of all ranks (`gather`), or the mean over ranks of the loss inside each."""
     image_RE = torch.cat([f.image.detach().float() for f in features])

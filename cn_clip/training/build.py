@@ -5,20 +5,23 @@ from __future__ import annotations
 import importlib
 import logging
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cn_clip.clip.model import CLIP, build_model
+from cn_clip.clip.precision import convert_weights
 from cn_clip.clip.presets import image_preset, text_preset
-from cn_clip.clip.tokenizer import captions_tokenizer
+from cn_clip.clip.tower_tokenizer import TowerTokenizer
 from cn_clip.clip.transform import exact_transform, fast_transform, train_transform
 from cn_clip.clip.weights import load_image_tower, load_into, load_text_tower, model_weights, read_checkpoint
 from cn_clip.config.load import build, to_plain
 from cn_clip.config.schema import Model, Part, Settings, TrainConfig
 from cn_clip.data.batches import Collate
+from cn_clip.data.captions import preprocess_text
 from cn_clip.data.loader import PairDataset, PairLoader
 from cn_clip.data.pairs import PairSource
 from cn_clip.data.sampler import EpochOrder, MicroBatches, ValidationBatches
@@ -43,7 +46,9 @@ def module_of(kind: str, name: str) -> Any:  # Any: a module; its contract is in
     folder = FOLDERS[kind]
     names = [found.name for found in pkgutil.iter_modules(importlib.import_module(folder).__path__)]
     if name not in names:
-        raise ConfigError(f"there is no {kind.replace('_', ' ')} of type {name!r}; choose from {', '.join(names)}")
+        raise ConfigError(
+            f"there is no {kind.replace('_', ' ')} of type {name!r}; choose from {', '.join(names)}"
+        )
     return importlib.import_module(f"{folder}.{name}")
 
 
@@ -108,6 +113,18 @@ def frozen_parts(model: CLIP, settings: Model) -> list[nn.Module]:
 
 
 @dataclass(frozen=True)
+class CaptionTokens:
+    """Captions as stored -> token ids; the Chinese vocabulary gets them prepared as the published models did."""
+
+    tokenizer: TowerTokenizer
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        if self.tokenizer.own is None:
+            captions = [preprocess_text(caption) for caption in captions]
+        return self.tokenizer(captions)
+
+
+@dataclass(frozen=True)
 class TrainingData:
     """Where training pairs come from and in which order, and the validation batches."""
 
@@ -119,7 +136,7 @@ class TrainingData:
 
 def build_data(config: TrainConfig, ranks: Ranks) -> TrainingData:
     data, image_px = config.data, image_preset(config.model.image).image_px
-    collate = Collate(captions_tokenizer(text_preset(config.model.text), data.context_length))
+    collate = Collate(CaptionTokens(TowerTokenizer.of(text_preset(config.model.text), data.context_length)))
     assert data.train is not None  # build_config refuses such settings
     source = _source(data.train, "train")
     read = train_transform(image_px, data.transform, data.augment)
@@ -134,7 +151,9 @@ def build_data(config: TrainConfig, ranks: Ranks) -> TrainingData:
     return TrainingData(PairDataset(source, read, config.run.seed), order, collate, valid)
 
 
-def train_loader(data: TrainingData, config: TrainConfig, ranks: Ranks, *, first_step: int, last_step: int) -> PairLoader:
+def train_loader(
+    data: TrainingData, config: TrainConfig, ranks: Ranks, *, first_step: int, last_step: int
+) -> PairLoader:
     """This rank's micro-batches of steps [first_step, last_step)."""
     sampler = MicroBatches(
         data.order,
@@ -171,7 +190,11 @@ def _source(chosen: Part, split: str) -> PairSource:
 
 
 def _loader(
-    dataset: PairDataset, sampler: MicroBatches | ValidationBatches, collate: Collate, num_workers: int, ranks: Ranks
+    dataset: PairDataset,
+    sampler: MicroBatches | ValidationBatches,
+    collate: Collate,
+    num_workers: int,
+    ranks: Ranks,
 ) -> PairLoader:
     pin_memory = ranks.device.type == "cuda"
     return PairLoader(dataset, sampler, collate, num_workers=num_workers, pin_memory=pin_memory)
@@ -179,4 +202,6 @@ def _loader(
 
 def parallelize(model: CLIP, config: TrainConfig, precision: Precision, ranks: Ranks) -> ParallelModel:
     """Model in the run's number type, on the run's device, under the engine that joins its gradients."""
-    return ParallelModel(precision.cast_weights(model), config.parallel, ranks)
+    if precision.weights_dtype is not torch.float32:
+        convert_weights(model, precision.weights_dtype)
+    return ParallelModel(model, config.parallel, ranks)

@@ -118,7 +118,11 @@ def _position(checkpoint: Mapping[str, Any], path: Path) -> Position:
 
 def _log_saved(path: Path, position: Position, seconds: float) -> None:
     logger.info(
-        "Saved checkpoint %s (epoch %d @ %d steps) (writing took %s seconds)", path, position.epoch, position.step, seconds
+        "Saved checkpoint %s (epoch %d @ %d steps) (writing took %s seconds)",
+        path,
+        position.epoch,
+        position.step,
+        seconds,
     )
 
 

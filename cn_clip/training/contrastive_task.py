@@ -34,7 +34,12 @@ class ContrastiveTask:
         seed: int,
     ) -> None:
         self.module = model.module
-        self._model, self._pair_loss, self._options, self._precision = model, pair_loss, loss_options, precision
+        self._model, self._pair_loss, self._options, self._precision = (
+            model,
+            pair_loss,
+            loss_options,
+            precision,
+        )
         self._ranks, self._mask_ratio, self._frozen, self._seed = ranks, mask_ratio, frozen, seed
 
     def accumulate_gradients(self, batches: Sequence[PairBatch], step: int) -> StepReport:
@@ -43,7 +48,9 @@ class ContrastiveTask:
             # Numbered in the global batch, not in this rank: as many ranks with the same micro-batches see the same.
             seed = stable_seed(self._seed, step, number * self._ranks.world_size + self._ranks.rank)
             with seeded(seed, self._ranks.device), self._precision.autocast():
-                image, text, scale = self._model(batch.images_BCHW, batch.tokens_BL, mask_ratio=self._mask_ratio)
+                image, text, scale = self._model(
+                    batch.images_BCHW, batch.tokens_BL, mask_ratio=self._mask_ratio
+                )
             return Features(image, text, scale)
 
         def loss_of(features: Sequence[Features]) -> GlobalLoss:
@@ -68,7 +75,7 @@ class ContrastiveTask:
     def after_step(self) -> float:
         with torch.no_grad():
             self.module.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
-        return float(self.module.logit_scale)
+        return self.module.logit_scale.item()
 
     def train_mode(self) -> None:
         set_training_mode(self.module, self._frozen)

@@ -11,7 +11,8 @@ from cn_clip.config.schema import Optim
 
 def build_optimizer(model: nn.Module, settings: Optim) -> torch.optim.AdamW:
     """Group 0 is never decayed (norms, biases, the scale), group 1 is; parameters that take no gradient are in neither."""
-    assert settings.lr and settings.beta1 and settings.beta2 and settings.eps  # build_config filled them in
+    open_values = [name for name in ("lr", "beta1", "beta2", "eps") if getattr(settings, name) is None]
+    assert not open_values, f"build_config fills in {open_values}"
     parameters = dict(model.named_parameters())
     trained = [name for name in parameter_names(model) if parameters[name].requires_grad]
     no_decay, decay = split_decay(trained)

@@ -1,6 +1,6 @@
 """The folder of a run: its names, its log, and what was asked of it.
 
-    logs_dir/name/out_{UTC time}.log, params_{UTC time}.txt, resolved.yaml, metrics.jsonl, checkpoints/
+logs_dir/name/out_{UTC time}.log, params_{UTC time}.txt, resolved.yaml, metrics.jsonl, checkpoints/
 """
 
 from __future__ import annotations
@@ -79,7 +79,12 @@ def logging_to(run_dir: RunDir, ranks: Ranks, *, debug: bool) -> Iterator[None]:
         handler.setFormatter(formatter)
         root.addHandler(handler)
     root.setLevel(level)
-    for chatty in ("PIL", "matplotlib", "urllib3", "filelock"):  # their DEBUG and INFO lines are not about this run
+    for chatty in (
+        "PIL",
+        "matplotlib",
+        "urllib3",
+        "filelock",
+    ):  # their DEBUG and INFO lines are not about this run
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         yield

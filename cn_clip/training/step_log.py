@@ -30,12 +30,16 @@ class StepLog:
         self._metrics = open_metrics(run_dir.metrics, first_step) if run_dir.writes else None
         self._board = _board(run_dir.path, first_step) if tensorboard and run_dir.writes else None
         shown = run_dir.writes and sys.stderr.isatty()
-        self._bar = tqdm(total=max_steps, initial=first_step, unit="step", disable=not shown, dynamic_ncols=True)
+        self._bar = tqdm(
+            total=max_steps, initial=first_step, unit="step", disable=not shown, dynamic_ncols=True
+        )
 
     def advance(self) -> None:
         self._bar.update()
 
-    def train(self, step: int, report: StepReport, *, lr: float, data_seconds: float, step_seconds: float) -> None:
+    def train(
+        self, step: int, report: StepReport, *, lr: float, data_seconds: float, step_seconds: float
+    ) -> None:
         """`step` counts from 1."""
         epoch, done = (step - 1) // self._steps_per_epoch + 1, (step - 1) % self._steps_per_epoch + 1
         self._say(
@@ -110,10 +114,14 @@ class StepLog:
                 self._board.add_scalar(f"{kind}/{name}", number, step)
 
 
-def open_metrics(path: Path, first_step: int) -> Any:  # Any: a text file; typing.TextIO has no atomic twin here
+def open_metrics(
+    path: Path, first_step: int
+) -> Any:  # Any: a text file; typing.TextIO has no atomic twin here
     """The metrics file open for appending, without rows after `first_step`: a resumed run says each step once."""
     if path.exists():
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= first_step]
+        kept = [
+            line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= first_step
+        ]
         partial = path.with_name(f".{path.name}.partial")
         partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         os.replace(partial, path)

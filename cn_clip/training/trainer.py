@@ -68,7 +68,9 @@ class Trainer:
         self._task.train_mode()
         ended = time.perf_counter()
         for step in range(self._plan.first_step + 1, self._plan.max_steps + 1):
-            batches = [next(micro_batches).to(self._ranks.device) for _ in range(self._config.train.accumulate)]
+            batches = [
+                next(micro_batches).to(self._ranks.device) for _ in range(self._config.train.accumulate)
+            ]
             data_seconds = time.perf_counter() - ended
             report, lr = self.train_step(batches, step)
             step_seconds = time.perf_counter() - ended

@@ -46,7 +46,7 @@ def validate(model: nn.Module, loader: PairLoader, ranks: Ranks) -> ValidationRe
             logger.info("Evaluated %d/%d batches...", number, len(loader))
     loss, image_hits, text_hits, num_pairs = sum_over_ranks(sums, ranks).tolist()
     return ValidationResult(
-        loss / num_pairs, image_hits / num_pairs, text_hits / num_pairs, float(model.logit_scale), batch_size
+        loss / num_pairs, image_hits / num_pairs, text_hits / num_pairs, model.logit_scale.item(), batch_size
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cn_clip.data.lmdb_store import open_split
+from cn_clip.data.store import open_split
 from cn_clip.data.pairs import PairSource, RawPair
 
 

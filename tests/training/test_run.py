@@ -1,0 +1,219 @@
+"""Whole runs in this process: what they write, how they go on, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cn_clip.data.store import SplitWriter
+from cn_clip.errors import CnClipError, ConfigError, DataError, DeviceError, WeightsError
+from tests.training.conftest import Train, png
+
+PREFIX = r"\d{4}-\d\d-\d\d,\d\d:\d\d:\d\d \| INFO \| Rank 0 \| "
+TRAIN_LINE = re.compile(
+    PREFIX + r"Global Steps: 4/12 \| Train Epoch: 1 \[16/24 \(67%\)\] \| Loss: \d\.\d{6} \| "
+    r"Image2Text Acc: \d+\.\d\d \| Text2Image Acc: \d+\.\d\d \| Data Time: \d+\.\d{3}s \| Batch Time: \d+\.\d{3}s \| "
+    r"LR: 0\.\d{6} \| logit_scale: 2\.\d{3} \| Global Batch Size: 4"
+)
+VALID_LINE = re.compile(
+    PREFIX
+    + r"Validation Result \(epoch 1 @ 6 steps\) \| Valid Loss: \d\.\d{6} \| Image2Text Acc: \d+\.\d\d \| "
+    r"Text2Image Acc: \d+\.\d\d \| logit_scale: 2\.\d{3} \| Valid Batch Size: 7"
+)
+
+
+def weights(run: Path, name: str = "epoch_latest.pt") -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / name, weights_only=True)["state_dict"]
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_run_writes_what_the_reference_writes(train: Train, tiny_split: Path) -> None:
+    run = train("--max-epochs=2", f"--val-data={tiny_split}", "--report-training-batch-acc")
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "epoch1.pt",
+        "epoch2.pt",
+        "epoch_latest.pt",
+    ]
+    log = next(run.glob("out_*.log")).read_text(encoding="utf-8").splitlines()
+    assert sum(bool(TRAIN_LINE.fullmatch(line)) for line in log) == 1
+    assert sum(bool(VALID_LINE.fullmatch(line)) for line in log) == 1
+    assert any(line.endswith("train LMDB file contains 21 images and 21 pairs.") for line in log)
+    assert "batch_size: 4" in next(run.glob("params_*.txt")).read_text().splitlines()
+    assert (run / "resolved.yaml").is_file()
+    assert [row["step"] for row in metrics(run) if row["kind"] == "train"] == list(range(1, 13))
+
+
+def test_checkpoint_has_the_references_entries(train: Train) -> None:
+    run = train("--max-steps=3", "--save-step-frequency=2")
+    checkpoint = torch.load(run / "checkpoints" / "epoch_1_2.pt", weights_only=True)
+    assert (checkpoint["epoch"], checkpoint["step"], checkpoint["name"]) == (1, 2, "run")
+    assert all(key.startswith("module.") for key in checkpoint["state_dict"])
+    assert [group["weight_decay"] for group in checkpoint["optimizer"]["param_groups"]] == [0.0, 0.2]
+    assert checkpoint["cn_clip"]["settings"]["model"]["image"] == "tiny-vit"
+
+
+def test_resolved_settings_repeat_the_run(train: Train) -> None:
+    first = train("--max-steps=3", "--seed=7")
+    again = train(f"--config={first / 'resolved.yaml'}", "--seed=7", "--max-steps=3", name="again")
+    assert same_weights(weights(first), weights(again))
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_run_that_stops_inside_an_epoch_goes_on_as_if_it_had_not(train: Train, accumulate: int) -> None:
+    words = ("--max-steps=9", "--save-step-frequency=1", f"--accum-freq={accumulate}", "--mask-ratio=0.5")
+    words += ("--use-augment",)
+    whole = train(*words)
+    (broken := whole.parent / "broken" / "checkpoints").mkdir(parents=True)
+    shutil.copy(next((whole / "checkpoints").glob("epoch_*_4.pt")), broken / "epoch_latest.pt")
+    rows = (whole / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (broken.parent / "metrics.jsonl").write_text(
+        "".join(rows[:6]) + '{"kind": "tr'
+    )  # two steps past, one half-written
+    resumed = train(*words, name="broken")
+    assert same_weights(weights(whole), weights(resumed))
+    timeless = [
+        [{key: row[key] for key in row if key != "pairs_per_second"} for row in metrics(run)]
+        for run in (whole, resumed)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_finished_run_says_so_and_changes_nothing(train: Train) -> None:
+    run = train("--max-steps=3")
+    before = weights(run)
+    train("--max-steps=3")
+    assert same_weights(before, weights(run))
+    assert "The run is complete: 3 of 3 steps" in "".join(path.read_text() for path in run.glob("out_*.log"))
+
+
+def test_reset_flags_take_weights_only(train: Train) -> None:
+    first = train("--max-steps=3")
+    latest = first / "checkpoints" / "epoch_latest.pt"
+    second = train(
+        f"--resume={latest}",
+        "--reset-optimizer",
+        "--reset-data-offset",
+        "--max-steps=2",
+        "--lr=0",
+        name="second",
+    )
+    assert same_weights(weights(first), weights(second))
+    assert torch.load(second / "checkpoints" / "epoch_latest.pt", weights_only=True)["step"] == 2
+
+
+def test_init_from_starts_anew_and_auto_resume_wins_over_it(train: Train) -> None:
+    source = train("--max-steps=2", name="source") / "checkpoints" / "epoch_latest.pt"
+    words = (f"--set=model.init_from={source}", "--max-steps=3")
+    run = train(*words, "--lr=0")
+    assert same_weights(weights(run), torch.load(source, weights_only=True)["state_dict"])
+    log = next(run.glob("out_*.log")).read_text()
+    assert "Weights of both towers taken from" in log
+    train(*words)
+    assert "=> loaded checkpoint" in "".join(path.read_text() for path in run.glob("out_*.log"))
+
+
+def test_frozen_image_tower_stays_as_it_was(train: Train) -> None:
+    words = ("--vision-model=tiny-resnet", "--freeze-vision", "--save-step-frequency=1", "--max-steps=3")
+    run = train(*words)
+    first, last = weights(run, "epoch_1_1.pt"), weights(run)
+    moved = {key for key in first if not torch.equal(first[key], last[key])}
+    assert moved and not any(key.startswith("module.visual.") for key in moved)
+
+
+def test_precisions_train(train: Train) -> None:
+    for precision in ("amp", "amp_bf16", "bf16"):
+        run = train("--max-steps=2", f"--precision={precision}", name=precision)
+        assert all(tensor.isfinite().all() for tensor in weights(run).values() if tensor.is_floating_point())
+
+
+def test_recompute_changes_nothing(train: Train) -> None:
+    plain, recomputed = (
+        train("--max-steps=3"),
+        train("--max-steps=3", "--grad-checkpointing", name="recomputed"),
+    )
+    assert same_weights(weights(plain), weights(recomputed))
+
+
+def test_validation_can_be_off(train: Train, tiny_split: Path) -> None:
+    for name, words in {"empty": ("--val-data=",), "none": ("--val-data=None",), "off": ()}.items():
+        train("--max-steps=2", "--valid-step-interval=1", *words, name=name)
+    run = train(
+        "--max-steps=2",
+        f"--val-data={tiny_split}",
+        "--valid-step-interval=-1",
+        "--valid-epoch-interval=-1",
+        name="neg",
+    )
+    assert "Validation Result" not in next(run.glob("out_*.log")).read_text()
+
+
+def test_a_missing_picture_is_named_in_one_sentence(train: Train, tmp_path: Path) -> None:
+    with SplitWriter(tmp_path / "holed") as writer:
+        for number in range(4):
+            writer.add_pair(number, number, "花")
+        writer.add_image(0, png(0))
+    with pytest.raises(DataError, match="no picture with id [123]") as caught:
+        train("--max-steps=1", data=tmp_path / "holed")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_undecodable_picture_is_named_in_one_sentence(
+    train: Train, tmp_path: Path, num_workers: int
+) -> None:
+    with SplitWriter(tmp_path / "damaged") as writer:
+        for number in range(4):
+            writer.add_image(number, png(number) if number != 2 else b"\x89PNG\r\n\x1a\n not a picture")
+            writer.add_pair(number, 10 + number, "花")
+    with pytest.raises(DataError, match="picture 2 of pair 2") as caught:
+        train("--max-steps=1", f"--num-workers={num_workers}", data=tmp_path / "damaged")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "sentence"),
+    [
+        (("--resume=/nowhere/epoch9.pt",), WeightsError, "no checkpoint found at '/nowhere/epoch9.pt'"),
+        (("--precision=fp16",), DeviceError, "needs a GPU"),
+        (("--set=run.device=cuda",), DeviceError, "no GPU"),
+        (("--set=run.device=abacus",), DeviceError, "abacus"),
+        (("--set=optim.lrr=1",), ConfigError, "did you mean optim.lr"),
+        (("--set=loss.targets=all",), ConfigError, "loss.targets is 'all'"),
+        (("--set=loss.type=constrastive",), ConfigError, "contrastive"),
+        (("--vision-model=ViT-B-61",), ConfigError, "ViT-B-16"),
+        (("--distillation",), ConfigError, "distill"),
+        (("--use-bn-sync",), DeviceError, "GPUs"),
+        (("--train-data=/nowhere",), DataError, "/nowhere"),
+        (("--logs=/proc/run",), DataError, "/proc/run"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    train: Train, words: tuple[str, ...], error: type, sentence: str
+) -> None:
+    with pytest.raises(error, match=re.escape(sentence)) as caught:
+        train("--max-steps=1", *words)
+    assert isinstance(caught.value, CnClipError) and "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(train: Train) -> None:
+    latest = train("--max-steps=1") / "checkpoints" / "epoch_latest.pt"
+    with pytest.raises(WeightsError, match=re.escape(str(latest))):
+        train(f"--resume={latest}", "--vision-model=tiny-resnet", "--max-steps=1", name="other")
+
+
+def test_an_optimizer_of_another_freeze_setting_is_refused_with_the_way_out(train: Train) -> None:
+    frozen = train("--max-steps=1", "--freeze-vision", name="frozen") / "checkpoints" / "epoch_latest.pt"
+    with pytest.raises(WeightsError, match="reset"):
+        train(f"--resume={frozen}", "--max-steps=2", name="thawed")
