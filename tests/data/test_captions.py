@@ -1,0 +1,101 @@
+"""Captions of a JSONL, and what a bad row gets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cn_clip.data.captions import Caption, preprocess_text, read_captions
+from cn_clip.errors import DataError
+
+GOOD = b'{"text_id": 8, "text": "\xe7\x8c\xab", "image_ids": [17, 21]}'
+
+
+def read(tmp_path: Path, content: bytes, **settings: bool) -> list[Caption]:
+    path = tmp_path / "train_texts.jsonl"
+    path.write_bytes(content)
+    return list(read_captions(path, **settings))
+
+
+def test_rows_in_file_order(tmp_path: Path) -> None:
+    rows = read(tmp_path, GOOD + b'\n{"text_id": 7, "text": "b", "image_ids": [], "extra": 1}')
+    assert rows == [Caption(8, "猫", (17, 21), 1), Caption(7, "b", (), 2)]
+
+
+def test_bom_windows_line_ends_and_blank_lines(tmp_path: Path) -> None:
+    rows = read(tmp_path, b"\xef\xbb\xbf" + GOOD + b"\r\n\r\n  \n" + GOOD + b"\r\n\n")
+    assert [caption.row for caption in rows] == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (GOOD[:-4], "row 2, column 46 .the last line, which may be cut.: not JSON"),
+        (GOOD[:-4] + b"\n" + GOOD, "row 2, column 46: not JSON"),
+        (b"[1, 2]", "row 2: not an object"),
+        (b'{"text": "a", "image_ids": []}', "row 2: field text_id is missing"),
+        (b'{"text_id": 1, "image_ids": []}', "row 2: field text is missing"),
+        (b'{"text_id": 1, "text": "a"}', "row 2: field image_ids is missing"),
+        (
+            b'{"text_id": "1", "text": "a", "image_ids": []}',
+            "row 2, field text_id: '1' is not a whole number",
+        ),
+        (b'{"text_id": 1.0, "text": "a", "image_ids": []}', "row 2, field text_id: 1.0 is not"),
+        (b'{"text_id": true, "text": "a", "image_ids": []}', "row 2, field text_id: True is not"),
+        (b'{"text_id": 9223372036854775808, "text": "a", "image_ids": []}', "64 bits"),
+        (b'{"text_id": 1' + b"0" * 5000 + b', "text": "a", "image_ids": []}', "row 2: cannot be read"),
+        (b'{"text_id": 1, "text": ["a"], "image_ids": []}', r"row 2, field text: \['a'\] is not a text"),
+        (b'{"text_id": 1, "text": null, "image_ids": []}', "row 2, field text: None is not a text"),
+        (b'{"text_id": 1, "text": "a", "image_ids": 5}', "row 2, field image_ids: 5 is not a list"),
+        (
+            b'{"text_id": 1, "text": "a", "image_ids": ["5"]}',
+            "row 2, field image_ids: '5' is not a whole number",
+        ),
+        (b'{"text_id": 1, "text": "\xff", "image_ids": []}', "row 2, column 25: not UTF-8"),
+        (b"[" * 100_000, "row 2: cannot be read"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path: Path, line: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        read(tmp_path, GOOD + b"\n" + line)
+    assert "train_texts.jsonl" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_number_is_a_caption(tmp_path: Path) -> None:
+    assert read(tmp_path, b'{"text_id": 1, "text": 2024, "image_ids": []}')[0].text == "2024"
+
+
+def test_unlabelled_rows_need_no_image_ids(tmp_path: Path) -> None:
+    assert read(tmp_path, b'{"text_id": 1, "text": "a"}', labelled=False) == [Caption(1, "a", (), 1)]
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.jsonl: No such file"):
+        list(read_captions(tmp_path / "nowhere.jsonl"))
+
+
+def test_quotes_and_capitals_are_made_plain() -> None:
+    assert preprocess_text("“Ｔ-Shirt” ‘A’") == '"ｔ-shirt" ‘a’'
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["text_id", "text", "image_ids"]), inner)
+    ),
+)
+
+
+@given(st.binary(max_size=80) | _JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_row_is_a_caption_or_a_data_error(tmp_path_factory: pytest.TempPathFactory, line: bytes) -> None:
+    try:
+        rows = read(tmp_path_factory.getbasetemp(), line)
+    except DataError:
+        return
+    assert all(type(caption.text_id) is int and type(caption.text) is str for caption in rows)

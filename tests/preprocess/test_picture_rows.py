@@ -1,0 +1,103 @@
+"""Rows of a TSV of pictures, and what a bad one gets."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cn_clip.errors import DataError
+from cn_clip.preprocess.splits.picture_rows import PictureRow, read_pictures
+
+
+def read(folder: Path, content: bytes) -> list[PictureRow]:
+    path = folder / "train_imgs.tsv"
+    path.write_bytes(content)
+    return list(read_pictures(path))
+
+
+@pytest.fixture
+def picture(encode_picture: Callable[..., bytes]) -> bytes:
+    return encode_picture((200, 100, 50))
+
+
+@pytest.fixture
+def good(picture: bytes) -> bytes:
+    return b"7\t" + base64.b64encode(picture)
+
+
+def test_rows_in_file_order(tmp_path: Path, picture: bytes, good: bytes) -> None:
+    rows = read(tmp_path, good + b"\n-3\t" + base64.urlsafe_b64encode(picture))
+    assert [(row.image_id, row.picture, row.row) for row in rows] == [(7, picture, 1), (-3, picture, 2)]
+    assert sum(row.num_bytes for row in rows) == (tmp_path / "train_imgs.tsv").stat().st_size
+
+
+def test_bom_windows_line_ends_and_blank_lines(tmp_path: Path, good: bytes) -> None:
+    rows = read(tmp_path, b"\xef\xbb\xbf" + good + b"\r\n\r\n \n" + good + b"\r\n\n")
+    assert [row.row for row in rows] == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (b"7", r"row 2 .the last line, which may be cut.: it has 1 column, not 2"),
+        (b"7\tabc\tdef\n", r"row 2: it has 3 columns"),
+        (b"dog.jpg\tabc\n", r"row 2, column 1: 'dog\.jpg' is not a whole number"),
+        (b"007\tabc\n", r"row 2, column 1: '007' is not"),
+        (b"1_0\tabc\n", r"row 2, column 1: '1_0' is not"),
+        (b"1.0\tabc\n", r"row 2, column 1: '1\.0' is not"),
+        (b"9223372036854775808\tabc\n", r"64 bits"),
+        (b"\xff\xfe\tabc\n", r"row 2, column 1"),
+        (b"7\tabc\n", r"row 2, column 2 .the picture of id 7.: not base64"),
+        (b"7\ta!bc\n", r"row 2, column 2 .* not base64"),
+        (b"7\tYWJj\n", r"row 2, column 2 .* not a picture of a known format"),
+        (b"8\t====\n", r"row 2, column 2 .the picture of id 8.: not base64"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path: Path, good: bytes, row: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        read(tmp_path, good + b"\n" + row)
+    assert "train_imgs.tsv" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_a_file_cut_anywhere_is_an_error(
+    tmp_path: Path, encode_picture: Callable[..., bytes], format: str
+) -> None:
+    row = b"7\t" + base64.b64encode(encode_picture((200, 100, 50), format))
+    assert len(read(tmp_path, row)) == 1
+    # the tail of base64 may be its padding only, and a format may end in bytes that carry no pixel
+    for size in range(1, len(row) - 12, 7 if len(row) > 400 else 1):
+        with pytest.raises(DataError, match=r"row 1 .*cut"):
+            read(tmp_path, row[:size])
+
+
+def test_a_row_without_end_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cn_clip.preprocess.splits.picture_rows._MAX_ROW_BYTES", 1000)
+    with pytest.raises(DataError, match="row 1: longer than 1,000 bytes"):
+        read(tmp_path, b"7\t" + b"A" * 5000)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.binary(max_size=100)
+    | st.builds(
+        lambda key, picture, end: key + b"\t" + base64.b64encode(picture) + end,
+        st.integers().map(lambda number: b"%d" % number) | st.binary(max_size=5),
+        st.sampled_from(
+            [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"RIFF", b"BM", b"II*\0", b"%!PS"]
+        ).flatmap(lambda magic: st.binary(max_size=60).map(lambda rest: magic + rest)),
+        st.sampled_from([b"\n", b"\r\n", b""]),
+    )
+)
+def test_any_bytes_are_rows_or_a_data_error(tmp_path: Path, content: bytes) -> None:
+    try:
+        rows = read(tmp_path, content)
+    except DataError:
+        return
+    assert all(type(row.image_id) is int and row.picture for row in rows)
