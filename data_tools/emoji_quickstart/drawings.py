@@ -28,7 +28,7 @@ class Drawing:
     """All codes drawn so, the plainest first."""
     captions: tuple[str, ...]
     png: bytes
-    thumbnail_TT3: np.ndarray  # noqa: N815
+    thumbnail_TT3: np.ndarray
 
 
 def draw_all(image_px: int, codes: Iterable[str] | None = None) -> list[Drawing]:

@@ -1,24 +1,21 @@
 """Which drawings of one artist go to which split: whole families, so that no test drawing has a near copy in training.
 
-A family is what differs only by skin tone, by man, woman or person, by direction (`面向右边`), or looks (almost)
+A family is what differs only by man, woman or person, by direction (`面向右边`), or looks (almost)
 the same, straight or in a mirror.
 """
 
 import random
+from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 
 from data_tools.emoji_quickstart.drawings import Drawing, rms_between
 
-SKIN_TONES = frozenset({"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"})
 _MAN, _WOMAN, _PERSON = "1f468", "1f469", "1f9d1"
-_DROPPED = SKIN_TONES | {"2640", "2642", "27a1", "200d"}  # female, male, facing right, joiner
+_DROPPED = {"2640", "2642", "27a1", "200d"}  # female, male, facing right, joiner
 _LOOKALIKE_RMS = 5.0  # grey levels of 255: a mirrored walker is below 4, a redrawn lock above 9
-
-
-def has_skin_tone(code: str) -> bool:
-    return not SKIN_TONES.isdisjoint(code.split("-"))
 
 
 def split_families(drawings: Sequence[Drawing], shares: dict[str, float], seed: int) -> list[str]:
@@ -26,14 +23,13 @@ def split_families(drawings: Sequence[Drawing], shares: dict[str, float], seed: 
     families = find_families(drawings)
     order = sorted(set(families))
     random.Random(seed).shuffle(order)
-    size = dict.fromkeys(order, 0)
-    for family, drawing in zip(families, drawings, strict=True):
-        size[family] += not has_skin_tone(drawing.codes[0])
-    total, filled, split_of = sum(size.values()), 0, {}
-    bounds = list(zip(shares, np.cumsum(list(shares.values())), strict=True))
+    num_drawings = Counter(families)
+    split_of: dict[int, str] = {}
+    num_placed = 0
     for family in order:
-        split_of[family] = next((split for split, bound in bounds if filled < bound * total), "train")
-        filled += size[family]
+        bounds = zip(shares, accumulate(shares.values()), strict=True)
+        split_of[family] = next((split for split, end in bounds if num_placed < end * len(drawings)), "train")
+        num_placed += num_drawings[family]
     return [split_of[family] for family in families]
 
 

@@ -1,7 +1,7 @@
 """Emoji by their code points: Chinese captions and groups, read from the installed packages.
 
 A code is the code points in lower-case hexadecimal joined by "-", without the variation selector FE0F and without
-leading zeros: `1f44b-1f3fb`. Both artists' file names, made to this form, agree.
+leading zeros: `1f468-200d-1f9b1`. Both artists' file names, made to this form, agree.
 """
 
 import importlib.util
@@ -10,6 +10,7 @@ from importlib import resources
 
 from cn_clip.errors import DataError
 
+SKIN_TONES = frozenset({"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"})
 _VARIATION_SELECTOR = "fe0f"  # says "draw it in colour", absent from some file names
 _PACKAGES = {
     "emoji": "emoji",
@@ -34,7 +35,7 @@ def normalise_code(code: str) -> str:
 
 
 def read_captions() -> dict[str, str]:
-    """Code → Chinese caption of every fully qualified emoji, sorted by code."""
+    """Code → Chinese caption of every fully qualified emoji without skin tone, sorted by code."""
     import emoji
 
     emoji.config.load_language("zh")
@@ -43,12 +44,13 @@ def read_captions() -> dict[str, str]:
     for text, entry in emoji.EMOJI_DATA.items():
         if entry["status"] == emoji.STATUS["fully_qualified"] and "zh" in entry:
             code = normalise_code("-".join(f"{ord(character):x}" for character in text))
-            captions[code] = _caption(entry["zh"], groups.get(code, ""))
+            if SKIN_TONES.isdisjoint(code.split("-")):
+                captions[code] = _caption(entry["zh"], groups.get(code, ""))
     return dict(sorted(captions.items()))
 
 
 def _caption(name: str, group: str) -> str:
-    """CLDR's `挥手: 较浅肤色` is stored as `:挥手_较浅肤色:`; of `旗: 斐济` only the country is stored."""
+    """CLDR's `男人: 卷发` is stored as `:男人_卷发:`; of `旗: 斐济` only the country is stored."""
     caption = name.strip(":").replace("_", "：")
     return f"{caption}的旗帜" if group == "country-flag" else caption
 
