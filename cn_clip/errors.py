@@ -58,7 +58,9 @@ def run_door(main: Callable[[], object]) -> NoReturn:
         if error.errno != errno.ENOSPC:
             raise
         where = f" while writing {error.filename}" if error.filename else ""
-        _end(f"error: the disk is full{where}: free some space and run the same command again", EXIT_USER_ERROR)
+        _end(
+            f"error: the disk is full{where}: free some space and run the same command again", EXIT_USER_ERROR
+        )
     except KeyboardInterrupt:
         _end("interrupted", EXIT_INTERRUPTED)
     sys.exit(0)

@@ -33,14 +33,14 @@ class PairDataset(Dataset[Pair | BadPair]):
 
     def __getitem__(self, key: PairKey) -> Pair | BadPair:
         try:
-            raw = self.source.read(key.index)
+            raw = self.source.read(key.pair)
         except DataError as error:
             return BadPair(str(error))
         try:
             with seeded_by(self.seed, key.epoch, key.position):
                 image_CHW = self.read_image(raw.image_bytes)
         except DataError as error:
-            return BadPair(f"picture {raw.image_id} of pair {key.index} (text id {raw.text_id}): {error}")
+            return BadPair(f"picture {raw.image_id} of pair {key.pair} (text id {raw.text_id}): {error}")
         return Pair(image_CHW, raw.caption, raw.image_id, raw.text_id, key.position)
 
 

@@ -26,7 +26,7 @@ class PairKey(NamedTuple):
     epoch: int
     position: int
     """In the order of the epoch, 0 to padded - 1."""
-    index: int
+    pair: int
     """In the store, 0 to num_pairs - 1."""
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -52,9 +51,3 @@ def from_main(value: Plain, ranks: Ranks) -> Plain:
     box = [value]
     dist.broadcast_object_list(box, src=0, device=ranks.device if ranks.device.type == "cuda" else None)
     return box[0]
-
-
-def wait_for_all(ranks: Ranks) -> None:
-    """Return when every rank has come here."""
-    if ranks.world_size > 1:
-        dist.barrier(device_ids=[ranks.local_rank] if ranks.device.type == "cuda" else None)

@@ -52,6 +52,7 @@ def start_ranks(device: str = "auto") -> Iterator[Ranks]:
     _join("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank, chosen)
+        dist.barrier()  # or a rank that is done closes the connections that a slower one still needs
     finally:
         dist.destroy_process_group()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -16,13 +16,15 @@ from cn_clip.parallel.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class ParallelModel:
+
+class ParallelModel(Generic[Model]):
     """A model and the engine that averages its gradients over ranks."""
 
-    def __init__(self, model: nn.Module, settings: Parallel, ranks: Ranks) -> None:
+    def __init__(self, model: Model, settings: Parallel, ranks: Ranks) -> None:
         if settings.sync_batchnorm:
-            model = _with_synced_batchnorm(model, ranks)
+            _sync_batchnorm(model, ranks)
         self.module = model.to(ranks.device)
         self.ranks = ranks
         self._engine: nn.Module = self.module
@@ -41,12 +43,12 @@ class ParallelModel:
         return nullcontext()
 
 
-def _with_synced_batchnorm(model: nn.Module, ranks: Ranks) -> nn.Module:
+def _sync_batchnorm(model: nn.Module, ranks: Ranks) -> None:
     if ranks.device.type != "cuda":
         raise DeviceError(
             "parallel.sync_batchnorm (--use-bn-sync) needs GPUs: torch has no SyncBatchNorm for the CPU"
         )
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    nn.SyncBatchNorm.convert_sync_batchnorm(model)  # replaces the norms inside the model it is given
 
 
 @contextmanager

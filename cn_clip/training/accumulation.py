@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ def accumulate(
     encode: Encode,
     num_batches: int,
     loss_of: Callable[[Sequence[Features]], GlobalLoss],
-    model: ParallelModel,
+    model: ParallelModel[Any],  # Any: only `nn.Module` is asked of it, and Generic is invariant
     precision: Precision,
     tower_share: float = 1.0,
 ) -> GlobalLoss:

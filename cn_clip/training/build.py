@@ -7,7 +7,7 @@ import logging
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -107,9 +107,10 @@ def frozen_parts(model: CLIP, settings: Model) -> list[nn.Module]:
     """Modules the settings take out of training, frozen."""
     if not settings.freeze_image:
         return []
-    freeze(model.visual)
+    tower = cast(nn.Module, model.visual)  # every ImageTower is one; a Protocol cannot say so
+    freeze(tower)
     logger.info("The visual encoder is freezed during training.")
-    return [model.visual]
+    return [tower]
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def _loader(
     return PairLoader(dataset, sampler, collate, num_workers=num_workers, pin_memory=pin_memory)
 
 
-def parallelize(model: CLIP, config: TrainConfig, precision: Precision, ranks: Ranks) -> ParallelModel:
+def parallelize(model: CLIP, config: TrainConfig, precision: Precision, ranks: Ranks) -> ParallelModel[CLIP]:
     """Model in the run's number type, on the run's device, under the engine that joins its gradients."""
     if precision.weights_dtype is not torch.float32:
         convert_weights(model, precision.weights_dtype)

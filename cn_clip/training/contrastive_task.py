@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from cn_clip.clip.model import CLIP
 from cn_clip.data.batches import PairBatch
 from cn_clip.losses.pair import PairLoss, SharedOptions
 from cn_clip.parallel.precision import Precision
@@ -23,7 +24,7 @@ class ContrastiveTask:
 
     def __init__(
         self,
-        model: ParallelModel,
+        model: ParallelModel[CLIP],
         pair_loss: PairLoss,
         loss_options: SharedOptions,
         precision: Precision,

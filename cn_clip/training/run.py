@@ -12,7 +12,7 @@ from cn_clip.config.load import to_plain
 from cn_clip.config.schema import TrainConfig
 from cn_clip.errors import WeightsError
 from cn_clip.losses.pair import PairLoss
-from cn_clip.parallel.gather import from_main, wait_for_all
+from cn_clip.parallel.gather import from_main
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks, start_ranks
 from cn_clip.training.build import (
@@ -43,7 +43,6 @@ def train(config: TrainConfig) -> None:
         with logging_to(run_dir, ranks, debug=config.run.debug):
             _log_settings(config, run_dir, ranks)
             _train(config, run_dir, ranks)
-            wait_for_all(ranks)  # or a rank that is done tears down what a slower one still needs
 
 
 def _log_settings(config: TrainConfig, run_dir: RunDir, ranks: Ranks) -> None:

@@ -125,7 +125,7 @@ def open_metrics(
         partial = path.with_name(f".{path.name}.partial")
         partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         os.replace(partial, path)
-    return open(path, "a", encoding="utf-8")
+    return path.open("a", encoding="utf-8")
 
 
 def _step_of(line: str) -> float:

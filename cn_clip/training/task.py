@@ -32,8 +32,10 @@ class StepReport:
 class Task(Protocol):
     """A model, its loss, and how a global batch becomes gradients."""
 
-    module: nn.Module
-    """The bare model: what is saved."""
+    @property
+    def module(self) -> nn.Module:
+        """The bare model: what is saved."""
+        ...
 
     def accumulate_gradients(self, batches: Sequence[PairBatch], step: int) -> StepReport:
         """Add the gradients of the mean loss over the global batch whose micro-batches of this rank are given."""

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from cn_clip.clip.model import CLIP
 from cn_clip.data.loader import PairLoader
 from cn_clip.parallel.gather import sum_over_ranks
 from cn_clip.parallel.ranks import Ranks
@@ -33,7 +34,7 @@ class ValidationResult:
 
 
 @torch.no_grad()
-def validate(model: nn.Module, loader: PairLoader, ranks: Ranks) -> ValidationResult:
+def validate(model: CLIP, loader: PairLoader, ranks: Ranks) -> ValidationResult:
     """Loss and accuracies in full precision; leaves the model in evaluation mode."""
     model.eval()
     sums, batch_size = torch.zeros(4, device=ranks.device), 0

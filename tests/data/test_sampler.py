@@ -77,4 +77,4 @@ def test_validation_deals_positions_out_as_the_reference_does() -> None:
         theirs = DistributedSampler(range(24), num_replicas=2, rank=rank, shuffle=True, seed=123)
         ours = ValidationBatches(of, rank=rank, world_size=2, batch_size=4)
         assert len(ours) == len(list(ours)) == 3
-        assert [key.index for batch in ours for key in batch] == [index % 21 for index in theirs]
+        assert [key.pair for batch in ours for key in batch] == [index % 21 for index in theirs]

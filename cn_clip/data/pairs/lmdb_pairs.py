@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cn_clip.data.store import open_split
 from cn_clip.data.pairs import PairSource, RawPair
+from cn_clip.data.store import open_split
 
 
 @dataclass(frozen=True, kw_only=True)
