@@ -2,8 +2,8 @@
 
 Ids equal the reference's on any text and any Python: the Unicode tables used are Python's own, as there. A caption is
 rewritten character by character with `str.translate`, so that its words stand between spaces, and each word's ids come
-from a table that fills as words are met. Both steps run in C for what has been seen before: 10 times the reference's
-rate and 4 times that of the Rust `tokenizers` library on Chinese captions (`tests/benchmarks/tokenizer.py`). There are no
+from a table that fills as words are met. Both steps run in C for what has been seen before: 9 times the reference's
+rate and 6 times that of the Rust `tokenizers` library on Chinese captions (`tests/benchmarks/tokenizer.py`). There are no
 threads, so forked loader workers are safe.
 
 Shapes: n captions, L context length.
