@@ -74,9 +74,10 @@ def test_the_same_picture_again_is_kept_once(tmp_path: Path) -> None:
     with SplitWriter(tmp_path / "train") as writer:
         for picture in (b"a", b"a"):
             writer.add_image(1, picture)
-        assert writer.has_image(1)  # flushes, so that the next one meets what is written
+        assert writer.image_ids().tolist() == [1]  # writes them, so that the next one meets what is written
         writer.add_image(1, b"a")
         writer.add_image(2, b"a")
+        assert writer.image_ids().tolist() == [1, 2]
     assert (writer.num_images, writer.num_repeats) == (2, 2)
     assert len(open_split(tmp_path / "train").images) == 2
 

@@ -189,6 +189,7 @@ for epoch in (0, 1):
         info = data[name]
         result.append([name, list(info.sampler), info.dataloader.num_samples, info.dataloader.num_batches,
                        info.epoch_id, len(info.dataset), next(iter(info.dataloader))])
+    data = info = None  # it must close a split before it can open it again
 dist.destroy_process_group()
 """
     args = training_args(folder)

@@ -65,6 +65,7 @@ def test_a_bad_row_is_named(tmp_path: Path, good: bytes, row: bytes, message: st
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PIL remarks on cut metadata before it gives up
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
 def test_a_file_cut_anywhere_is_an_error(
     tmp_path: Path, encode_picture: Callable[..., bytes], format: str
@@ -83,6 +84,7 @@ def test_a_row_without_end_is_not_read_whole(tmp_path: Path, monkeypatch: pytest
         read(tmp_path, b"7\t" + b"A" * 5000)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.binary(max_size=100)

@@ -36,11 +36,6 @@ class GrowingTable:
         if self._batch_bytes >= _BATCH_BYTES or len(self._batch) >= _BATCH_ROWS:
             self.flush()
 
-    def has(self, key: bytes) -> bool:
-        self.flush()
-        with self._env.begin(buffers=True) as transaction:
-            return transaction.get(key) is not None
-
     def flush(self) -> None:
         """Write what is held, with a larger map whenever this one is full."""
         while self._batch:

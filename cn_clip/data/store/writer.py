@@ -6,10 +6,14 @@ until then, and a killed build leaves only the hidden folder, which the next one
 
 from __future__ import annotations
 
+from array import array
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cn_clip.data.store import layout
 from cn_clip.data.store.growing_table import GrowingTable
@@ -20,7 +24,7 @@ from cn_clip.errors import ConfigError
 class SplitWriter:
     """Context in which the pairs and pictures of one split are added; leaving it without an error puts it in place.
 
-    Memory does not grow with the number of rows. DataError when the disk is full or another build writes this split.
+    Of the rows, only 8 bytes per picture stay in memory. DataError when the disk is full or another build writes this split.
     """
 
     def __init__(self, path: str | PathLike[str], format: layout.Format = "v2") -> None:
@@ -31,7 +35,7 @@ class SplitWriter:
         self.format: layout.Format = format
         self._replacement = Replacement(Path(path))
         self.num_pairs = 0
-        self._num_image_rows = 0
+        self._image_ids = array("q")
 
     def __enter__(self) -> SplitWriter:
         folder = self._replacement.begin()
@@ -57,7 +61,7 @@ class SplitWriter:
     @property
     def num_images(self) -> int:
         """Pictures added; exact once the split is finished, since repeats show when they are written."""
-        return self._num_image_rows - self._images.num_repeats
+        return len(self._image_ids) - self._images.num_repeats
 
     @property
     def num_repeats(self) -> int:
@@ -67,7 +71,7 @@ class SplitWriter:
     def add_image(self, image_id: int, picture: bytes, source: str = "a picture") -> None:
         """Keep an encoded picture; `source` names it (file and row) if another picture has this id: a DataError."""
         self._images.put(layout.number_key(image_id), layout.encode_picture(picture, self.format), source)
-        self._num_image_rows += 1
+        self._image_ids.append(image_id)
 
     def add_pair(self, image_id: int, text_id: int, caption: str) -> None:
         """Keep the next pair."""
@@ -75,9 +79,11 @@ class SplitWriter:
         self._pairs.put(layout.number_key(self.num_pairs), value, "")
         self.num_pairs += 1
 
-    def has_image(self, image_id: int) -> bool:
-        """Whether a picture with this id was added."""
-        return self._images.has(layout.number_key(image_id))
+    def image_ids(self) -> NDArray[np.int64]:
+        """Ids of the pictures added so far, sorted; DataError if two of them share one."""
+        self._images.flush()
+        # not asked of LMDB, where finding a key also touches its picture: one read of the disk for every id
+        return np.unique(np.frombuffer(self._image_ids, np.int64))
 
     def _finish(self) -> None:
         self._images.flush()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cn_clip.data.captions import Caption, read_captions
@@ -17,6 +20,7 @@ from cn_clip.errors import ConfigError, DataError
 from cn_clip.preprocess.splits.picture_rows import read_pictures
 
 _MISSING_SHOWN = 5
+_BLOCK_PAIRS = 100_000
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def build_split(files: SplitFiles, lmdb_dir: Path, format: Format) -> SplitRepor
         # captions first: they are the smaller file, and a mistake in them should not show after hours of pictures
         captions = _add_pairs(files, writer)
         pictures = _add_pictures(files, writer)
-        _require_pictures(files, writer)
+        _require_pictures(files, writer.image_ids())
     return SplitReport(
         num_images=writer.num_images,
         num_pairs=writer.num_pairs,
@@ -132,13 +136,13 @@ def _add_pictures(files: SplitFiles, writer: SplitWriter) -> _Seen:
     return _Seen(num_rows, last_row - num_rows)
 
 
-def _require_pictures(files: SplitFiles, writer: SplitWriter) -> None:
+def _require_pictures(files: SplitFiles, known_ids: NDArray[np.int64]) -> None:
     """DataError with the first row that names a picture the TSV lacks, the first such ids, and how many there are."""
     missing: dict[int, int] = {}
-    for caption in read_captions(files.captions):
-        for image_id in caption.image_ids:
-            if image_id not in missing and not writer.has_image(image_id):
-                missing[image_id] = caption.row
+    for rows, image_ids in _in_blocks(read_captions(files.captions)):
+        places = np.searchsorted(known_ids, image_ids).clip(max=len(known_ids) - 1)
+        for place in np.flatnonzero(known_ids[places] != image_ids):
+            missing.setdefault(image_ids[place], rows[place])
     if not missing:
         return
     first_row = next(iter(missing.values()))
@@ -149,3 +153,15 @@ def _require_pictures(files: SplitFiles, writer: SplitWriter) -> None:
         f"id{'s'[: len(missing) != 1]} that {files.pictures.name} does not have ({shown}{more}); "
         "add the pictures or take the ids out of the captions"
     )
+
+
+def _in_blocks(captions: Iterable[Caption]) -> Iterator[tuple[array[int], array[int]]]:
+    """(row, image id) of every pair, as two arrays of some thousands."""
+    rows, image_ids = array("q"), array("q")
+    for caption in captions:
+        rows.extend([caption.row] * len(caption.image_ids))
+        image_ids.extend(caption.image_ids)
+        if len(rows) >= _BLOCK_PAIRS:
+            yield rows, image_ids
+            rows, image_ids = array("q"), array("q")
+    yield rows, image_ids

@@ -53,14 +53,16 @@ def _where(path: Path, row: int, line: bytes) -> str:
 
 
 def _read_row(content: bytes, row: int, num_bytes: int, where: str) -> PictureRow:
-    columns = content.split(b"\t")
-    if len(columns) != 2:
+    tab = content.find(b"\t")
+    if tab < 0 or content.find(b"\t", tab + 1) >= 0:
+        num_columns = content.count(b"\t") + 1
         raise DataError(
-            f"{where}: it has {len(columns)} column{'s'[: len(columns) != 1]}, not 2; "
+            f"{where}: it has {num_columns} column{'s'[: num_columns != 1]}, not 2; "
             "give an image id, a tab and the picture in base64"
         )
-    image_id = _read_id(columns[0], where)
-    picture = _read_base64(columns[1], f"{where}, column 2 (the picture of id {image_id})")
+    image_id = _read_id(content[:tab], where)
+    encoded = memoryview(content)[tab + 1 :]  # not a copy: a row is mostly this column
+    picture = _read_base64(encoded, f"{where}, column 2 (the picture of id {image_id})")
     fault = find_fault(picture)
     if fault is not None:
         raise DataError(f"{where}, column 2 (the picture of id {image_id}): {fault}; mend or remove the row")
@@ -78,12 +80,12 @@ def _read_id(column: bytes, where: str) -> int:
     return image_id
 
 
-def _read_base64(column: bytes, where: str) -> bytes:
+def _read_base64(column: memoryview, where: str) -> bytes:
     try:
         return binascii.a2b_base64(column, strict_mode=True)
     except binascii.Error:
         pass  # the url-safe alphabet is as good
     try:
-        return binascii.a2b_base64(column.translate(_STANDARD_ALPHABET), strict_mode=True)
+        return binascii.a2b_base64(bytes(column).translate(_STANDARD_ALPHABET), strict_mode=True)
     except binascii.Error as error:
         raise DataError(f"{where}: not base64 ({error}); encode the picture file again") from error
