@@ -89,7 +89,12 @@ def test_two_machines_meet(launch: Launch, stand_in: Path, facts: Callable[[str]
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = str(probe.getsockname()[1])
-    machine = {"WORKER_CNT": "2", "GPUS_PER_NODE": "1", "MASTER_ADDR": socket.gethostname(), "MASTER_PORT": port}
+    machine = {
+        "WORKER_CNT": "2",
+        "GPUS_PER_NODE": "1",
+        "MASTER_ADDR": socket.gethostname(),
+        "MASTER_PORT": port,
+    }
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(launch, stand_in, RANK=rank, **machine) for rank in "01"]
     assert [done.result().returncode for done in both] == [0, 0], both[0].result().stderr
