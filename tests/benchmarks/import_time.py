@@ -32,7 +32,11 @@ def seconds(statement: str, path: Path) -> float:
 
 
 def main() -> None:
-    reference = Path(sys.argv[1] if len(sys.argv) > 1 else os.environ.get("CN_CLIP_REFERENCE_DIR", ROOT / ".venv/reference"))
+    reference = Path(
+        sys.argv[1]
+        if len(sys.argv) > 1
+        else os.environ.get("CN_CLIP_REFERENCE_DIR", ROOT / ".venv/reference")
+    )
     cases = {
         "import torch": ("import torch", ROOT),
         "import cn_clip.clip": ("import cn_clip.clip", ROOT),

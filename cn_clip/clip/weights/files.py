@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,9 @@ _NUMBERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_NumberType, "numpy.dtype"),
 ]
 
+# what torch's reader raises for files that are cut short, damaged or no weights at all
+_DAMAGE = (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError, struct.error)
+
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """What a checkpoint, state-dict or safetensors file holds, on the CPU; numpy numbers come as Python's."""
@@ -81,16 +85,7 @@ def _read_torch(path: Path) -> Any:  # Any: whatever was saved
         raise WeightsError(
             f"{path} is not a weights file, or holds objects beside weights: {_first(error)}"
         ) from error
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        IndexError,
-        struct.error,
-    ) as error:
+    except _DAMAGE as error:
         raise WeightsError(f"{path} is cut short or damaged, or no weights file: {_first(error)}") from error
 
 
@@ -122,7 +117,9 @@ def is_jit_archive(path: Path) -> bool:
 def read_jit_weights(path: Path) -> dict[str, Tensor]:
     """State dict of a TorchScript archive; the model in it is loaded, never called."""
     try:
-        return dict(torch.jit.load(path, map_location="cpu").state_dict())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch has deprecated it; OpenAI's files need it
+            return dict(torch.jit.load(path, map_location="cpu").state_dict())
     except RuntimeError as error:
         raise WeightsError(f"{path} is a damaged TorchScript archive: {_first(error)}") from error
 

@@ -1,0 +1,170 @@
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cn_clip.clip.model import CLIP, build_model, convert_models_to_fp32, convert_weights
+from cn_clip.clip.presets import MODEL_CONFIGS
+from cn_clip.clip.transform import MEAN, STD
+from cn_clip.errors import ConfigError
+
+
+@pytest.fixture(params=["tiny-vit", "tiny-resnet"])
+def model(request: pytest.FixtureRequest) -> CLIP:
+    torch.manual_seed(0)
+    return build_model(request.param, "tiny-bert").eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def tokens() -> Tensor:
+    tokens = torch.randint(1, 21128, (3, 10), generator=torch.Generator().manual_seed(2))
+    tokens[0, 6:] = 0
+    return tokens
+
+
+def test_forward_gives_what_its_arguments_ask_for(model: CLIP, images: Tensor, tokens: Tensor) -> None:
+    assert torch.equal(model(images, None), model.encode_image(images))
+    assert torch.equal(model(None, tokens), model.encode_text(tokens))
+    image_BE, text_BE, scale = model(images, tokens)
+    torch.testing.assert_close(image_BE.norm(dim=-1), torch.ones(3))
+    torch.testing.assert_close(text_BE.norm(dim=-1), torch.ones(3))
+    assert scale.item() == pytest.approx(1 / 0.07)
+    with pytest.raises(AssertionError):
+        model(None, None)
+
+
+def test_features_of_one_tower_are_not_normalised(model: CLIP, images: Tensor, tokens: Tensor) -> None:
+    with torch.no_grad():
+        assert (model.encode_image(images).norm(dim=-1) - 1).abs().min() > 1e-3
+        assert (model.encode_text(tokens).norm(dim=-1) - 1).abs().min() > 1e-3
+
+
+def test_similarity(model: CLIP, images: Tensor, tokens: Tensor) -> None:
+    per_image, per_text = model.get_similarity(images, tokens)
+    image_BE, text_BE, scale = model(images, tokens)
+    assert per_image.shape == (3, 3)
+    assert torch.equal(per_text, per_image.T)
+    torch.testing.assert_close(per_image, scale * image_BE @ text_BE.T)
+
+
+def test_raw_pictures_are_normalised_on_the_device(model: CLIP) -> None:
+    raw = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    floats = (raw.float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    torch.testing.assert_close(model.encode_image(raw), model.encode_image(floats), rtol=0, atol=1e-6)
+
+
+def test_the_state_dict_keys_begin_as_the_checkpoint_s(model: CLIP) -> None:
+    assert {name.split(".")[0] for name in model.state_dict()} == {
+        "visual",
+        "bert",
+        "text_projection",
+        "logit_scale",
+    }
+    assert model.logit_scale.shape == ()
+
+
+def test_fresh_weights_depend_on_the_caller_s_seed_only() -> None:
+    def build(seed: int) -> dict[str, Tensor]:
+        torch.manual_seed(seed)
+        return build_model("tiny-vit", "tiny-bert").state_dict()
+
+    first, again, other = build(1), build(1), build(2)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    assert not torch.equal(first["text_projection"], other["text_projection"])
+
+
+def test_initial_values() -> None:
+    torch.manual_seed(0)
+    model = build_model("tiny-resnet", "tiny-bert")
+    assert model.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
+    assert model.text_projection.std().item() == pytest.approx(32**-0.5, rel=0.1)
+    assert all(
+        p.abs().sum() == 0
+        for n, p in model.visual.named_parameters()
+        if "layer" in n and n.endswith("bn3.weight")
+    )
+    assert model.visual.attnpool.q_proj.weight.std().item() == pytest.approx(256**-0.5, rel=0.05)
+
+
+def test_built_from_the_reference_s_arguments(images: Tensor, tokens: Tensor) -> None:
+    settings: dict[str, object] = {}
+    for name in ("tiny-vit", "tiny-bert"):
+        settings |= json.loads((MODEL_CONFIGS / f"{name}.json").read_text())
+    torch.manual_seed(0)
+    named = build_model("tiny-vit", "tiny-bert").eval()
+    torch.manual_seed(0)
+    spelt = CLIP(**settings).eval()  # type: ignore[arg-type]  # from JSON
+    assert torch.equal(named(images, tokens)[0], spelt(images, tokens)[0])
+
+
+def test_another_picture_size() -> None:
+    model = build_model("tiny-vit", "tiny-bert", image_px=48)
+    assert model.visual.image_px == 48
+    assert model.encode_image(torch.randn(1, 3, 48, 48)).shape == (1, 16)
+
+
+def test_the_tokenizer_is_there(model: CLIP) -> None:
+    assert model.tokenizer.vocab["[PAD]"] == model.bert.pad_id
+
+
+def test_a_copy_is_a_model_of_its_own(model: CLIP, images: Tensor) -> None:
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.visual.conv1.weight.zero_()
+    assert not torch.equal(model.encode_image(images), other.encode_image(images))
+
+
+def test_unknown_tower_module_and_option(tmp_path: Path) -> None:
+    preset = {"tower": "nonesuch", "embed_dim": 8, "image_resolution": 32}
+    (tmp_path / "a.json").write_text(json.dumps(preset))
+    with pytest.raises(ConfigError, match="no tower module cn_clip/towers/image/nonesuch.py"):
+        build_model(str(tmp_path / "a.json"), "tiny-bert")
+    (tmp_path / "b.json").write_text(
+        json.dumps({**preset, "tower": "timm_tower", "options": {"archtecture": "x"}})
+    )
+    with pytest.raises(ConfigError, match="timm_tower has no option archtecture; it has architecture"):
+        build_model(str(tmp_path / "b.json"), "tiny-bert")
+
+
+def test_half_weights_and_back(model: CLIP) -> None:
+    parameter = model.text_projection
+    convert_weights(model)
+    half = {name for name, p in model.named_parameters() if p.dtype == torch.float16}
+    assert {"text_projection", "visual.conv1.weight", "bert.encoder.layer.0.output.LayerNorm.weight"} <= half
+    full = {name for name, p in model.named_parameters() if p.dtype == torch.float32}
+    kept = ("ln_", "bn", "downsample.1", "logit_scale", "class_embedding", "positional_embedding")
+    assert full and all(any(part in name for part in kept) for name in full)
+    assert model.dtype == torch.float16
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    convert_models_to_fp32(model)
+    assert all(p.dtype == torch.float32 and p.grad.dtype == torch.float32 for p in model.parameters())
+    assert model.text_projection is parameter, "an optimizer holds the same parameters"
+
+
+def test_other_half_type(model: CLIP) -> None:
+    convert_weights(model, torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    assert model.logit_scale.dtype == torch.float32
+
+
+def test_dropout_only_in_train_mode(tokens: Tensor) -> None:
+    model = build_model("tiny-vit", "tiny-bert").eval()
+    assert torch.equal(model.encode_text(tokens), model.encode_text(tokens))
+    model.train()
+    assert not torch.equal(model.encode_text(tokens), model.encode_text(tokens))
+
+
+def test_blocks_are_those_of_both_towers(model: CLIP) -> None:
+    blocks: list[nn.Module] = [*model.visual.blocks(), *model.bert.blocks()]
+    assert len(set(map(id, blocks))) == len(blocks) >= 4
+    assert set(map(id, blocks)) <= set(map(id, model.modules()))
