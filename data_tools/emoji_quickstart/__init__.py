@@ -5,5 +5,6 @@ Captions: the Chinese CLDR names in the package `emoji`. Groups: `emoji_data_pyt
 
 The question asked of a model is: the name of a thing is known from one artist; find the other artist's drawing
 of it, never seen. So the test pictures are Twemoji drawings, and OpenMoji drawings are all in training.
+Zero-shot classes are words for groups of things, captions of some training pictures and of no test picture.
 `families.py` says which Twemoji drawings are held out together.
 """

@@ -4,8 +4,9 @@
 held-out families. Skin tones are in no split: they add many near copies of few drawings, and training did not gain.
 """
 
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_tools.emoji_quickstart.classes import CLASSES, find_class
@@ -26,6 +27,8 @@ class Options:
     """Share of the Twemoji drawings that only the test sees."""
     valid_share: float = 0.04
     """The same, for watching the loss of a run."""
+    class_caption_share: float = 0.3
+    """Share of the training pictures whose class name is a second caption, so that zero-shot classes are words seen."""
     seed: int = 0
     limit: int | None = None
     """Take only so many emoji, spread over all of them; for tests."""
@@ -75,7 +78,20 @@ def split_pictures(drawings: Sequence[Drawing], options: Options) -> dict[str, l
     for image_id, drawing in enumerate(drawings):
         split = held_out[drawing.codes[0]] if drawing.artist == "twemoji" else "train"
         pictures[split].append(_picture(image_id, drawing, groups))
+    pictures["train"] = _name_classes(pictures["train"], options)
     return pictures
+
+
+def _name_classes(pictures: Sequence[Picture], options: Options) -> list[Picture]:
+    """The pictures, a share of them with their class name as one more caption."""
+    draw = random.Random(options.seed)
+    chosen = [draw.random() < options.class_caption_share for _ in pictures]
+    return [
+        replace(picture, captions=(*picture.captions, picture.class_name))
+        if is_chosen and picture.class_name is not None
+        else picture
+        for picture, is_chosen in zip(pictures, chosen, strict=True)
+    ]
 
 
 def _picture(image_id: int, drawing: Drawing, groups: dict[str, str]) -> Picture:

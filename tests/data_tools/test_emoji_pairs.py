@@ -103,6 +103,9 @@ def test_all_drawings_give_a_large_enough_test(drawings: list[Drawing]) -> None:
     for picture in pictures["test"]:
         assert set(picture.captions) <= trained  # each name is known from the other artist
     assert len({picture.class_name for picture in pictures["test"]} - {None}) >= 10
+    named = [picture for picture in pictures["train"] if picture.class_name in picture.captions]
+    assert 0.1 < len(named) / len(pictures["train"]) < 0.4
+    assert not any(picture.class_name in picture.captions for picture in pictures["test"])
 
 
 def test_no_held_out_drawing_has_a_near_copy_in_training(drawings: list[Drawing]) -> None:
