@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import subprocess
 import sys
@@ -67,6 +68,25 @@ def test_a_kill_between_the_two_renames_is_mended(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), SplitWriter(tmp_path / "train"):
         assert open_split(tmp_path / "train").images.read(1) == b"old"
         raise RuntimeError
+    assert names(tmp_path) == ["train"]
+
+
+def test_a_swap_that_fails_half_way_keeps_the_old_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_one(tmp_path / "train", b"old")
+    rename = Path.rename
+
+    def refuse_new(path: Path, target: Path) -> Path:
+        if path.name == ".train.building":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(replacement, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(Path, "rename", refuse_new)
+    with pytest.raises(DataError, match="cannot put the new split at .*Permission denied"):
+        write_one(tmp_path / "train", b"new")
+    assert open_split(tmp_path / "train").images.read(1) == b"old"
     assert names(tmp_path) == ["train"]
 
 

@@ -118,7 +118,7 @@ def _open(folder: Path) -> lmdb.Environment:
         env = lmdb.open(str(folder), readonly=True, create=False, lock=False, readahead=False, meminit=False)
     except lmdb.Error as error:
         raise DataError(
-            f"{folder}/data.mdb is empty, cut or no LMDB file ({_reason(error)}): {REBUILD}"
+            f"{folder}/data.mdb is unreadable, empty, cut or no LMDB file ({_reason(error)}): {REBUILD}"
         ) from error
     needed_bytes = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
     if (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 import sys
@@ -12,6 +13,8 @@ from cn_clip.data.store import layout
 from cn_clip.errors import DataError
 
 _OURS = {layout.PAIRS_FOLDER, layout.IMAGES_FOLDER}
+_CANNOT = {errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What a file system answers to something it does not do."""
 _AT_FDCWD = -100  # Linux <fcntl.h>
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux <linux/fs.h> and RENAME_SWAP of macOS <sys/stdio.h> are both 2
 
@@ -44,25 +47,29 @@ class Replacement:
         return self._building
 
     def commit(self) -> None:
-        """Make the new folder `target`, durably; what was there before is deleted after that."""
-        _sync_folder(self._building)
-        if not self._target.exists():
-            self._building.rename(self._target)
-        elif not _exchange(self._building, self._target):
-            self._target.rename(self._old)  # a kill between these two lines is mended by `_restore`
-            self._building.rename(self._target)
-        _sync_folder(self._target.parent)
+        """Make the new folder `target`, durably; what was there before is deleted by `discard`."""
+        try:
+            _sync_folder(self._building)
+            if not self._target.exists():
+                self._building.rename(self._target)
+            elif not _exchange(self._building, self._target):
+                self._target.rename(self._old)  # a kill between these two lines is mended by `_restore`
+                self._building.rename(self._target)
+            _sync_folder(self._target.parent)
+        except OSError as error:
+            raise DataError(
+                f"cannot put the new split at {self._target}: {error.strerror}; run again"
+            ) from error
 
     def discard(self) -> None:
         """Delete what is not in place; safe to call after `commit` too."""
+        if self._lock is None:
+            return
+        self._restore()  # before deleting: half a commit leaves the old split only under its hidden name
         for folder in (self._building, self._old):
-            if self._lock is not None:
-                shutil.rmtree(
-                    folder, ignore_errors=True
-                )  # the next build clears what could not be deleted now
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+            shutil.rmtree(folder, ignore_errors=True)  # the next build clears what could not be deleted now
+        os.close(self._lock)
+        self._lock = None
 
     def _restore(self) -> None:
         if self._old.exists() and not self._target.exists():
@@ -97,9 +104,12 @@ def _lock_folder(folder: Path, target: Path) -> int:
         raise DataError(
             f"{target} is being built by another process: wait for it, or end it and run again"
         ) from error
-    except OSError:
-        os.close(descriptor)
-        raise
+    except OSError as error:
+        if (
+            error.errno not in _CANNOT
+        ):  # a file system without locks: two builds at once are then the user's to avoid
+            os.close(descriptor)
+            raise
     return descriptor
 
 
@@ -127,5 +137,8 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT:  # some network file systems sync files only
+            raise
     finally:
         os.close(descriptor)
