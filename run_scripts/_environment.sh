@@ -26,13 +26,13 @@ find_python() {
 set_up_environment() {
     local extras=$1 python stamp
     if [[ -z ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} && ! -x $ROOT/.venv/bin/pip ]]; then
-        python=$(PYTHON='' find_python)
+        python=$(find_python) || exit 2
         "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-            fail "$python is older than Python 3.11: activate an environment with a newer one and run this again"
+            fail "$python is older than Python 3.11: name a newer one, as in PYTHON=python3.12 bash $0"
         echo "== virtual environment $ROOT/.venv"
         "$python" -m venv "$ROOT/.venv" || fail "cannot make $ROOT/.venv: install Python's venv module (python3-venv)"
     fi
-    PYTHON=$(PYTHON='' find_python)
+    PYTHON=$(PYTHON='' find_python) || exit 2
     stamp="$("$PYTHON" -c 'import sys; print(sys.prefix)')/.cn_clip-$extras"
     if [[ "$ROOT $(cksum <"$ROOT/setup.py")" != "$(cat "$stamp" 2>/dev/null)" ]]; then
         echo "== pip install -e .[$extras] with $PYTHON"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that must hold: format, lint, types, import layers, tests. Sets up .venv unless an environment is active.
-# usage: bash tests/run.sh [--all] [words of pytest]
-#   --all  also the tests marked slow; without words of its own, pytest runs the whole of tests/
+# usage: bash tests/run.sh [--quick | --all] [words of pytest]
+#   --quick  without the tests marked slow, for the time between two edits; --all, the default, runs every test
 # The reference package (cn-clip 1.6.0), against which numbers are compared, is installed by the tests into a folder of
 # its own (.venv/reference), never into the environment; CN_CLIP_REFERENCE_DIR names a folder that has it already.
 set -euo pipefail
@@ -10,11 +10,14 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../run_scripts/_environment.sh"
 cd "$ROOT"
 
-marks=(-m "not slow")
-if [[ ${1:-} == --all ]]; then
-    marks=()
-    shift
-fi
+marks=()
+case ${1:-} in
+    --quick)
+        marks=(-m "not slow")
+        shift
+        ;;
+    --all) shift ;;
+esac
 
 failed=()
 step() {  # step NAME COMMAND…: what runs, how long it took, and whether it held; later steps run all the same
@@ -31,13 +34,11 @@ step() {  # step NAME COMMAND…: what runs, how long it took, and whether it he
 
 set_up_environment dev,quickstart
 
-# Threads of torch compete with the worker processes of the tests that start several ranks.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
 step format "$PYTHON" -m ruff format --check .
 step lint "$PYTHON" -m ruff check .
 step types "$PYTHON" -m mypy
 step layers "$PYTHON" -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
-step tests "$PYTHON" -m pytest "${marks[@]}" "$@"
+step tests "$PYTHON" -m pytest --durations=15 "${marks[@]}" "$@"
 
 if ((${#failed[@]})); then
     echo "== FAILED: ${failed[*]}, after $SECONDS s" >&2
