@@ -139,12 +139,16 @@ class CLIP(nn.Module):
 
     @property
     def tokenizer(self) -> FullTokenizer:
-        """The WordPiece tokenizer of the Chinese vocabulary, unless another was given."""
+        """The one that was given, else that of the Chinese vocabulary (for towers with their own see `tower_tokenizer`)."""
         if self._tokenizer is None:
             from cn_clip.clip import _tokenizer
 
             return _tokenizer
         return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: FullTokenizer) -> None:
+        self._tokenizer = tokenizer
 
     @property
     def dtype(self) -> torch.dtype:
@@ -204,6 +208,8 @@ def _tower(kind: str, preset: ImagePreset | TextPreset) -> Any:  # Any: ImageTow
 
 
 def _unit(features_BE: Tensor) -> Tensor:
+    if torch.is_autocast_enabled(features_BE.device.type):
+        features_BE = features_BE.float()  # CUDA's autocast takes norms in fp32, the CPU's would not
     return features_BE / features_BE.norm(dim=-1, keepdim=True)
 
 

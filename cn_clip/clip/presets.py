@@ -67,6 +67,8 @@ class TextPreset:
     """File the tower starts from (a folder preset's own)."""
     tokenizer: Path | None = None
     """The tower's own `tokenizer.json`; None is the Chinese vocabulary of this package."""
+    pad_id: int = 0
+    """Token id that fills up a caption."""
 
 
 def image_preset(name_or_path: str | Path) -> ImagePreset:

@@ -80,7 +80,15 @@ def text_folder(folder: Path) -> TextPreset:
             weights=_weights(folder),
             tokenizer=tokenizer,
         )
-    return TextPreset(name=str(folder), tower="hf_text", options={"folder": str(folder)}, tokenizer=tokenizer)
+    if not isinstance(config.get("pad_token_id"), int):
+        raise ConfigError(f"{folder}/config.json has no pad_token_id: add the id that fills up captions")
+    return TextPreset(
+        name=str(folder),
+        tower="hf_text",
+        options={"folder": str(folder)},
+        tokenizer=tokenizer,
+        pad_id=config["pad_token_id"],
+    )
 
 
 def _bert_options(config: Json) -> dict[str, Any]:  # Any: fields of the tower's Options

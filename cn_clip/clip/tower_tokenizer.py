@@ -31,8 +31,8 @@ class TowerTokenizer:
     pad_id: int = 0
 
     @classmethod
-    def of(cls, preset: TextPreset, context_length: int, pad_id: int = 0) -> TowerTokenizer:
-        return cls(context_length, preset.tokenizer, pad_id)
+    def of(cls, preset: TextPreset, context_length: int, pad_id: int | None = None) -> TowerTokenizer:
+        return cls(context_length, preset.tokenizer, preset.pad_id if pad_id is None else pad_id)
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
         if self.own is None:

@@ -168,3 +168,28 @@ def test_blocks_are_those_of_both_towers(model: CLIP) -> None:
     blocks: list[nn.Module] = [*model.visual.blocks(), *model.bert.blocks()]
     assert len(set(map(id, blocks))) == len(blocks) >= 4
     assert set(map(id, blocks)) <= set(map(id, model.modules()))
+
+
+def test_unit_features_are_fp32_inside_autocast(model: CLIP, images: Tensor, tokens: Tensor) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        image_BE, text_BE, scale = model(images, tokens)
+    assert (image_BE.dtype, text_BE.dtype, scale.dtype) == (torch.float32,) * 3
+    torch.testing.assert_close(image_BE.norm(dim=-1), torch.ones(3), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_weights_compute(model: CLIP, images: Tensor, tokens: Tensor, dtype: torch.dtype) -> None:
+    full = model(images, tokens)
+    half_model = copy.deepcopy(model)
+    convert_weights(half_model, dtype)
+    half = half_model(images, tokens)
+    for ours, expected in zip(half[:2], full[:2], strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.float(), expected, rtol=0, atol=0.03)
+
+
+def test_another_tokenizer_can_be_set(model: CLIP) -> None:
+    from cn_clip.clip.bert_tokenizer import FullTokenizer
+
+    model.tokenizer = mine = FullTokenizer()
+    assert model.tokenizer is mine

@@ -146,7 +146,7 @@ def test_bert_folder_becomes_the_roberta_tower(tmp_path: Path) -> None:
     preset = text_preset(tmp_path / "tower")
     assert preset.tower == "roberta"
     model = build_model("tiny-vit", str(tmp_path / "tower")).eval()
-    tokens = TowerTokenizer.of(preset, 7, model.bert.pad_id)(["一只猫", "cat"])
+    tokens = TowerTokenizer.of(preset, 7)(["一只猫", "cat"])
     assert tokens.tolist() == [[2, 4, 5, 6, 3, 0, 0], [2, 7, 3, 0, 0, 0, 0]]
     with torch.no_grad():
         expected = theirs(tokens, attention_mask=tokens.ne(0).long()).last_hidden_state[:, 0]
@@ -174,7 +174,7 @@ def test_another_text_model_with_its_own_padding_id(tmp_path: Path) -> None:
     assert preset.tower == "hf_text"
     model = build_model("tiny-vit", str(tmp_path / "tower")).eval()
     assert model.bert.pad_id == 7
-    tokens = TowerTokenizer.of(preset, 6, model.bert.pad_id)(["一只猫", "cat"])
+    tokens = TowerTokenizer.of(preset, 6)(["一只猫", "cat"])
     assert tokens[1, 3:].tolist() == [7, 7, 7]
     with torch.no_grad():
         hidden = theirs(tokens, attention_mask=tokens.ne(7).long()).last_hidden_state

@@ -19,6 +19,7 @@ OptimizerState = Mapping[str, Any]
 """What `Optimizer.state_dict` gives; `Any` since its values are numbers, flags, lists and tensors."""
 
 _BLOCK_ORDER = ("attn", "ln_1", "mlp", "ln_2")
+_OWN_SETTINGS = ("params", "foreach", "fused", "capturable", "differentiable")
 _NO_DECAY = ("bn", "ln", "bias", "logit_scale")
 
 
@@ -80,13 +81,14 @@ def optimizer_state_from_reference(
 ) -> None:
     """Give our optimizer the state and the settings of a file in the reference's order.
 
-    A file of a run that trained every parameter also serves one that trains some of them.
+    A file of a run that trained every parameter also serves one that trains some of them. Which kernel computes the step
+    stays this run's choice.
     """
     names, own = _own_names(optimizer, model), optimizer.state_dict()
     entries: dict[str, Any] = {}
     settings_of: dict[str, dict[str, Any]] = {}
     for group, part in zip(state["param_groups"], _names_in_file(state, names, model), strict=True):
-        settings = {name: value for name, value in group.items() if name != "params"}
+        settings = {name: value for name, value in group.items() if name not in _OWN_SETTINGS}
         for number, name in zip(group["params"], part, strict=True):
             entries[name], settings_of[name] = state["state"].get(number), settings
     groups = []

@@ -91,6 +91,21 @@ def test_numbers_follow_the_reference_s_order(model: CLIP) -> None:
         )
 
 
+def test_settings_come_from_the_file_and_the_kernel_from_the_run(model: CLIP) -> None:
+    optimizer = make_optimizer(model)
+    take_step(model, optimizer, 0)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.125
+    state = optimizer_state_to_reference(optimizer, model)
+    fused = torch.optim.AdamW([{"params": g["params"]} for g in optimizer.param_groups], lr=1e-3, fused=True)
+    optimizer_state_from_reference(state, fused, model)
+    assert [(g["lr"], g["weight_decay"], g["fused"]) for g in fused.param_groups] == [
+        (0.125, 0.0, True),
+        (0.125, 0.2, True),
+    ]
+    take_step(model, fused, 1)
+
+
 def test_before_the_first_step_there_is_no_state(model: CLIP) -> None:
     optimizer = make_optimizer(model)
     state = optimizer_state_to_reference(optimizer, model)
