@@ -100,6 +100,8 @@ class CaptionTokenizer:
     def encode(self, texts: Sequence[str], context_length: int) -> Tensor:
         """int64 ids [n, L]; see `tokenize_captions`."""
         _check_context_length(context_length)
+        if isinstance(texts, str):  # would be taken for a list of characters
+            raise DataError(f"captions are the single text {texts!r}: give a list of texts")
         start, end = _id_bytes([self.vocab[START]]), _id_bytes([self.vocab[END]])
         room = (context_length - 2) * ID_BYTES
         rows = bytearray()

@@ -11,6 +11,7 @@ Shapes: C colours (1 or 3), H height, W width, S side of the square asked for.
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +28,8 @@ from cn_clip.errors import DataError
 if TYPE_CHECKING:  # both take a while to import, and a command that reads no picture needs neither
     from PIL.Image import Image
     from torchvision.transforms import Compose
+
+logger = logging.getLogger(__name__)
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Of red, green, blue in CLIP's training pictures, 0 to 1 (arXiv:2103.00020, released code)."""
@@ -158,14 +161,27 @@ def read_picture(raw: bytes) -> Tensor | Image:
 
 def _decode_jpeg(raw: bytes) -> Tensor | None:
     """uint8 (C, H, W), or None for PIL to read: CMYK, or damaged (then PIL names the damage or reads it after all)."""
-    from torchvision.io import decode_jpeg
-
+    decode = _jpeg_decoder()
+    if decode is None:
+        return None
     try:
         # a bytearray, since frombuffer warns of memory that cannot be written
-        picture_CHW: Tensor = decode_jpeg(torch.frombuffer(bytearray(raw), dtype=torch.uint8))
+        picture_CHW = decode(torch.frombuffer(bytearray(raw), dtype=torch.uint8))
     except RuntimeError:
         return None
     return picture_CHW if picture_CHW.shape[0] in (1, 3) else None
+
+
+@cache
+def _jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
+    """torchvision's, or None where it has none: deprecated since 0.29, and builds without libjpeg lack it too."""
+    try:
+        from torchvision.io import decode_jpeg
+    except ImportError:
+        logger.warning("This torchvision does not decode JPEG: PIL does, to the same pixels but more slowly.")
+        return None
+    decoder: Callable[[Tensor], Tensor] = decode_jpeg
+    return decoder
 
 
 def resize_uint8(picture_CHW: Tensor, image_px: int) -> Tensor:

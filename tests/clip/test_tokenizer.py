@@ -51,6 +51,11 @@ def test_caption_that_is_no_text_is_named() -> None:
         tokenize_captions(["猫", 5])  # type: ignore[list-item]  # the mistake under test
 
 
+def test_one_text_is_not_taken_for_a_list_of_characters() -> None:
+    with pytest.raises(DataError, match="give a list"):
+        tokenize_captions("小猫")
+
+
 def test_rows_are_their_own_memory() -> None:
     ids = tokenize_captions(["猫"])
     ids[0, 1] = 7

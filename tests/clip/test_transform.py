@@ -18,6 +18,7 @@ from cn_clip.clip.transform import (
     MEAN,
     STD,
     BytesTransform,
+    _jpeg_decoder,
     exact_transform,
     fast_transform,
     image_transform,
@@ -106,6 +107,21 @@ def test_jpeg_is_read_as_a_tensor_and_palettes_by_pil(picture: Image.Image) -> N
     assert isinstance(read_picture(encoded(picture, "JPEG")), torch.Tensor)
     assert isinstance(read_picture(encoded(picture.convert("P"))), Image.Image)
     assert isinstance(read_picture(encoded(picture.convert("CMYK"), "JPEG")), Image.Image)
+
+
+def test_pil_decodes_to_the_same_pixels_where_torchvision_cannot(
+    picture: Image.Image, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    raw = encoded(picture, "JPEG")
+    expected = fast_transform(16)(raw)
+    _jpeg_decoder.cache_clear()
+    monkeypatch.setitem(sys.modules, "torchvision.io", None)  # as in a torchvision without its decoders
+    try:
+        assert torch.equal(fast_transform(16)(raw), expected)
+        assert torch.equal(fast_transform(16)(raw), expected)
+    finally:
+        _jpeg_decoder.cache_clear()
+    assert [record.message for record in caplog.records].count(caplog.records[0].message) == 1
 
 
 @pytest.mark.parametrize("make", [exact_transform, fast_transform])
