@@ -26,7 +26,7 @@ find_python() {
 set_up_environment() {
     local extras=$1 python stamp
     if [[ -z ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} && ! -x $ROOT/.venv/bin/pip ]]; then
-        python=$(find_python) || exit 2
+        python=${PYTHON:-$(command -v python3)} || fail "there is no python3 on PATH: install Python 3.11 or newer"
         "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
             fail "$python is older than Python 3.11: name a newer one, as in PYTHON=python3.12 bash $0"
         echo "== virtual environment $ROOT/.venv"

@@ -27,6 +27,17 @@ Resolver = Callable[[str, str], type]
 """(kind of part, module name) -> that module's `Options`; raises ConfigError for a name the folder does not have."""
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe, and a name that stands twice in one group is an error: YAML would silently drop the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [name.value for name, _ in node.value if isinstance(name, yaml.ScalarNode)]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{name} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Plain settings of a YAML file; an empty file is no settings.
 
@@ -68,7 +79,7 @@ def _parsed(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a text file in UTF-8: give a YAML of settings") from error
     try:
-        settings = yaml.safe_load(text)
+        settings = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if settings is None:

@@ -165,6 +165,10 @@ def test_bad_set_words_are_refused(word: str) -> None:
         (b"train: {batch_size: 1\n", "is not valid YAML"),
         (b"!!python/object/apply:os.system ['true']", "is not valid YAML"),
         (b"\xff\xfe\x00", "is not"),
+        (
+            b"train: {batch_size: 1}\noptim: {lr: 1}\ntrain: {accumulate: 2}\n",
+            "is not valid YAML: train stands twice",
+        ),
     ],
 )
 def test_files_that_are_not_settings(content: bytes, sentence: str, tmp_path: Path) -> None:
