@@ -91,7 +91,8 @@ def _fit(model: nn.Module, weights: Weights, wanted: Weights, where: str, also: 
     """Copy `weights`, which must be those of `wanted` and may hold the one named in `also`, into the model."""
     weights = dict(weights)
     layouts.resize_pos_embed(weights, model)
-    missing = [name for name in wanted if name not in weights]
+    # BatchNorm's counter is no weight, and files from before it existed lack it
+    missing = [name for name in wanted if name not in weights and not name.endswith(".num_batches_tracked")]
     unexpected = [name for name in weights if name not in wanted and name != also]
     own = model.state_dict()
     misshapen = [

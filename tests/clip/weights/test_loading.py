@@ -88,6 +88,17 @@ def test_missing_and_unexpected_names(weights: Weights) -> None:
     assert "\n" not in message
 
 
+def test_batchnorm_counters_may_be_missing() -> None:
+    weights = build("tiny-resnet").state_dict()
+    counters = [name for name in weights if name.endswith("num_batches_tracked")]
+    assert counters
+    for name in counters:
+        del weights[name]
+    model = build("tiny-resnet", seed=1)
+    load_into(model, weights, "x")
+    assert torch.equal(model.state_dict()["visual.conv1.weight"], weights["visual.conv1.weight"])
+
+
 def test_a_model_that_did_not_fit_is_unchanged(weights: Weights) -> None:
     model = build(seed=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
