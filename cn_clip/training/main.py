@@ -8,11 +8,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":  # run by path: this checkout first on sys.path, and not the door's own folder
     sys.path[0] = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 
 from cn_clip.errors import run_door
+
+if TYPE_CHECKING:  # --help must not wait for torch
+    from torch import nn
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -26,6 +30,13 @@ def main(words: Sequence[str] | None = None) -> None:
     from cn_clip.training.run import train
 
     train(build_config(settings))
+
+
+def convert_models_to_fp32(model: nn.Module) -> None:
+    """Old name: cast a model's parameters and gradients to fp32."""
+    from cn_clip.clip.model import convert_models_to_fp32 as convert
+
+    convert(model)
 
 
 def is_master(args: object) -> bool:
