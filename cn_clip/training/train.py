@@ -9,7 +9,7 @@ REPLACEMENTS = {
     "evaluate": "cn_clip.training.validation.validate",
     "get_loss": "cn_clip.training.accumulation.global_loss with a loss of cn_clip.losses.pair",
     "freeze_vision_bn": "cn_clip.parallel.wrap.set_training_mode",
-    "is_master": "Ranks.is_main of cn_clip.parallel.ranks",
+    "is_master": "cn_clip.training.main.is_master",
 }
 
 
