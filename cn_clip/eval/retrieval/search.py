@@ -71,12 +71,11 @@ def _rough_dtypes(device: torch.device) -> list[torch.dtype]:
 
 def _roughen(gallery_GE: Tensor, dtype: torch.dtype) -> _Gallery:
     rough_GE = gallery_GE.to(dtype)
-    return _Gallery(
-        exact=gallery_GE,
-        rough=rough_GE,
-        longest=torch.linalg.vector_norm(gallery_GE, dim=-1).max().double(),
-        farthest=torch.linalg.vector_norm(gallery_GE - rough_GE.float(), dim=-1).max().double(),
-    )
+    longest = torch.linalg.vector_norm(gallery_GE, dim=-1).max().double()
+    farthest = torch.zeros_like(longest)
+    if dtype != gallery_GE.dtype:
+        farthest = torch.linalg.vector_norm(gallery_GE - rough_GE, dim=-1).max().double()
+    return _Gallery(gallery_GE, rough_GE, longest, farthest)
 
 
 def _search(query_qE: Tensor, galleries: list[_Gallery], k: int, block: int) -> Tensor:
