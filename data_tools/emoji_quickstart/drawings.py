@@ -1,6 +1,6 @@
 """Drawings of two artists as square RGB pictures on white, with their captions.
 
-Shapes: N drawings, P side of a picture in pixels, T side of a thumbnail in pixels, 3 colours.
+Shapes: N drawings, T side of a thumbnail in pixels, 3 colours.
 """
 
 import io
@@ -77,7 +77,8 @@ def _merge_copies(thumbnails: dict[str, np.ndarray]) -> list[tuple[str, ...]]:
     codes = sorted(thumbnails, key=lambda code: (code.count("-"), code))
     if not codes:
         return []
-    same_NN = rms_between(*2 * [np.stack([thumbnails[code] for code in codes])]) < _SAME_RMS
+    pictures_NTT3 = np.stack([thumbnails[code] for code in codes])
+    same_NN = rms_between(pictures_NTT3, pictures_NTT3) < _SAME_RMS
     groups: dict[int, list[str]] = {}
     for index, code in enumerate(codes):
         groups.setdefault(int(same_NN[index].argmax()), []).append(code)  # argmax: the first that equals it
