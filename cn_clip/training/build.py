@@ -1,30 +1,21 @@
-"""From settings to the objects of a run: the only file that knows which room each of them comes from."""
+"""From settings to the checked config, the registry modules and the model of a run."""
 
 from __future__ import annotations
 
 import importlib
 import logging
 import pkgutil
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cn_clip.clip.model import CLIP, build_model
 from cn_clip.clip.precision import convert_weights
-from cn_clip.clip.presets import image_preset, text_preset
-from cn_clip.clip.tower_tokenizer import TowerTokenizer
-from cn_clip.clip.transform import exact_transform, fast_transform, train_transform
+from cn_clip.clip.presets import image_preset
 from cn_clip.clip.weights import load_image_tower, load_into, load_text_tower, model_weights, read_checkpoint
 from cn_clip.config.load import build, to_plain
-from cn_clip.config.schema import Model, Part, Settings, TrainConfig
-from cn_clip.data.batches import Collate
-from cn_clip.data.captions import preprocess_text
-from cn_clip.data.loader import PairDataset, PairLoader
-from cn_clip.data.pairs import PairSource
-from cn_clip.data.sampler import EpochOrder, MicroBatches, ValidationBatches
+from cn_clip.config.schema import Model, Settings, TrainConfig
 from cn_clip.errors import ConfigError
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks
@@ -111,94 +102,6 @@ def frozen_parts(model: CLIP, settings: Model) -> list[nn.Module]:
     freeze(tower)
     logger.info("The visual encoder is freezed during training.")
     return [tower]
-
-
-@dataclass(frozen=True)
-class CaptionTokens:
-    """Captions as stored -> token ids; the Chinese vocabulary gets them prepared as the published models did."""
-
-    tokenizer: TowerTokenizer
-
-    def __call__(self, captions: Sequence[str]) -> Tensor:
-        if self.tokenizer.own is None:
-            captions = [preprocess_text(caption) for caption in captions]
-        return self.tokenizer(captions)
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Where training pairs come from and in which order, and the validation batches."""
-
-    dataset: PairDataset
-    order: EpochOrder
-    collate: Collate
-    valid: PairLoader | None
-
-
-def build_data(config: TrainConfig, ranks: Ranks) -> TrainingData:
-    data, image_px = config.data, image_preset(config.model.image).image_px
-    collate = Collate(CaptionTokens(TowerTokenizer.of(text_preset(config.model.text), data.context_length)))
-    assert data.train is not None  # build_config refuses such settings
-    source = _source(data.train, "train")
-    read = train_transform(image_px, data.transform, data.augment)
-    order = EpochOrder.over(
-        len(source),
-        micro_global=config.train.batch_size * ranks.world_size,
-        accumulate=config.train.accumulate,
-        seed=config.run.seed,
-        epoch_end=data.epoch_end,
-    )
-    valid = _valid_loader(config, ranks, image_px, collate) if data.valid else None
-    return TrainingData(PairDataset(source, read, config.run.seed), order, collate, valid)
-
-
-def train_loader(
-    data: TrainingData, config: TrainConfig, ranks: Ranks, *, first_step: int, last_step: int
-) -> PairLoader:
-    """This rank's micro-batches of steps [first_step, last_step)."""
-    sampler = MicroBatches(
-        data.order,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        batch_size=config.train.batch_size,
-        first_step=first_step,
-        last_step=last_step,
-    )
-    return _loader(data.dataset, sampler, data.collate, config.data.num_workers, ranks)
-
-
-def _valid_loader(config: TrainConfig, ranks: Ranks, image_px: int, collate: Collate) -> PairLoader:
-    assert config.data.valid is not None
-    source = _source(config.data.valid, "val")
-    order = EpochOrder.over(
-        len(source),
-        micro_global=config.validate.batch_size * ranks.world_size,
-        accumulate=1,
-        seed=config.run.seed,
-    )
-    sampler = ValidationBatches(
-        order, rank=ranks.rank, world_size=ranks.world_size, batch_size=config.validate.batch_size
-    )
-    read = (exact_transform if config.data.transform == "exact" else fast_transform)(image_px)
-    dataset = PairDataset(source, read, config.run.seed)
-    return _loader(dataset, sampler, collate, config.data.valid_num_workers, ranks)
-
-
-def _source(chosen: Part, split: str) -> PairSource:
-    source: PairSource = module_of("pairs", chosen.type).build(chosen.options)
-    logger.info("%s LMDB file contains %d images and %d pairs.", split, source.num_images, len(source))
-    return source
-
-
-def _loader(
-    dataset: PairDataset,
-    sampler: MicroBatches | ValidationBatches,
-    collate: Collate,
-    num_workers: int,
-    ranks: Ranks,
-) -> PairLoader:
-    pin_memory = ranks.device.type == "cuda"
-    return PairLoader(dataset, sampler, collate, num_workers=num_workers, pin_memory=pin_memory)
 
 
 def parallelize(model: CLIP, config: TrainConfig, precision: Precision, ranks: Ranks) -> ParallelModel[CLIP]:

@@ -16,14 +16,11 @@ from cn_clip.parallel.gather import from_main
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks, start_ranks
 from cn_clip.training.build import (
-    TrainingData,
     build_clip,
-    build_data,
     frozen_parts,
     initialise,
     module_of,
     parallelize,
-    train_loader,
 )
 from cn_clip.training.checkpoint import Checkpoints, steps_done
 from cn_clip.training.contrastive_task import ContrastiveTask
@@ -31,6 +28,7 @@ from cn_clip.training.optimizer import build_optimizer
 from cn_clip.training.run_dir import RunDir, logging_to
 from cn_clip.training.step_log import StepLog
 from cn_clip.training.trainer import Plan, Trainer
+from cn_clip.training.training_data import TrainingData, open_sources
 from cn_clip.training.validation import ValidationResult, validate
 
 logger = logging.getLogger(__name__)
@@ -60,8 +58,9 @@ def _log_settings(config: TrainConfig, run_dir: RunDir, ranks: Ranks) -> None:
 
 
 def _train(config: TrainConfig, run_dir: RunDir, ranks: Ranks) -> None:
-    data = build_data(config, ranks)  # first: a wrong path should not wait for a model
+    sources = open_sources(config.data)
     model = build_clip(config.model, config.run.seed)
+    data = TrainingData(config, sources, ranks, pad_id=model.bert.pad_id)
     resume_from = from_main(_resume_path(config, run_dir), ranks)
     if resume_from is None and config.model.init_from is not None:
         initialise(model, config.model.init_from)
@@ -107,7 +106,7 @@ def _train(config: TrainConfig, run_dir: RunDir, ranks: Ranks) -> None:
     )
     if plan.first_step >= plan.max_steps:
         logger.info("The run is complete: %d of %d steps are done.", plan.first_step, plan.max_steps)
-    batches = train_loader(data, config, ranks, first_step=plan.first_step, last_step=plan.max_steps)
+    batches = data.train_loader(first_step=plan.first_step, last_step=plan.max_steps)
     try:
         trainer.fit(iter(batches))
     finally:
