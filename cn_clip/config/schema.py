@@ -69,6 +69,8 @@ class Model:
     """Share of image patches left out in training (FLIP, arXiv:2212.00794); ViT only, 0 <= ratio < 1."""
     recompute: bool = False
     """Recompute each block in the backward pass to save memory (gradient checkpointing)."""
+    channels_last: bool = False
+    """Lay out the image tower's convolutions channels-last in memory: faster for ResNet, equal up to rounding."""
     flash_attention: bool = False
     """Ask for the flash kernel of torch's scaled dot product attention where one fits."""
 

@@ -19,7 +19,7 @@ from cn_clip.config.schema import Model, Settings, TrainConfig
 from cn_clip.errors import ConfigError
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks
-from cn_clip.parallel.rng import stable_seed
+from cn_clip.parallel.rng import seeded, stable_seed
 from cn_clip.parallel.wrap import ParallelModel, freeze
 
 logger = logging.getLogger(__name__)
@@ -71,8 +71,7 @@ def build_config(settings: Settings) -> TrainConfig:
 
 def build_clip(settings: Model, seed: int) -> CLIP:
     """Model with the weights the settings name, fresh ones from `seed` where they name none."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stable_seed(seed))
+    with seeded(stable_seed(seed), torch.device("cpu")):
         model = build_model(settings.image, settings.text)
     if settings.image_weights:
         load_image_tower(model, settings.image_weights)
@@ -108,4 +107,6 @@ def parallelize(model: CLIP, config: TrainConfig, precision: Precision, ranks: R
     """Model in the run's number type, on the run's device, under the engine that joins its gradients."""
     if precision.weights_dtype is not torch.float32:
         convert_weights(model, precision.weights_dtype)
+    if config.model.channels_last:
+        cast(nn.Module, model.visual).to(memory_format=torch.channels_last)
     return ParallelModel(model, config.parallel, ranks)
