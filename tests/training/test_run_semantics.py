@@ -1,0 +1,173 @@
+"""When a run saves, validates, clamps and says what: the rows of docs/contracts.md that a tiny run can show."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from cn_clip.clip.model import build_model
+from cn_clip.clip.presets import text_preset
+from cn_clip.clip.tower_tokenizer import TowerTokenizer
+from cn_clip.config.legacy_flags import FLAGS
+from cn_clip.config.load import merge
+from cn_clip.training.build import build_config
+from cn_clip.training.checkpoint import Position, steps_done
+from cn_clip.training.trainer import Plan
+from cn_clip.training.training_data import CaptionTokens
+from tests.training.conftest import Train
+
+
+def said(run: Path) -> list[str]:
+    """Messages of the run's log, oldest first, without the prefix."""
+    (log,) = run.glob("out_*.log")
+    return [line.split(" | ", 3)[3] for line in log.read_text(encoding="utf-8").splitlines()]
+
+
+def places(messages: list[str], part: str) -> list[int]:
+    return [place for place, message in enumerate(messages) if part in message]
+
+
+def valid_losses(run: Path) -> list[str]:
+    found = [re.search(r"Valid Loss: ([\d.]+)", message) for message in said(run)]
+    return [match[1] for match in found if match]
+
+
+def start_file(path: Path, logit_scale: float) -> Path:
+    torch.manual_seed(3)
+    model = build_model("tiny-vit", "tiny-bert")
+    model.logit_scale.data.fill_(logit_scale)
+    torch.save({f"module.{name}": value for name, value in model.state_dict().items()}, path)
+    return path
+
+
+@pytest.mark.parametrize(("start", "end"), [(9.0, 4.6052), (-3.0, 0.0), (2.5, 2.5)])
+def test_the_logit_scale_is_clamped_after_each_step(
+    train: Train, tmp_path: Path, start: float, end: float
+) -> None:
+    weights = start_file(tmp_path / "start.pt", start)
+    run = train("--max-steps=1", "--lr=0", f"--set=model.init_from={weights}")
+    saved = torch.load(run / "checkpoints" / "epoch_latest.pt", weights_only=True)["state_dict"]
+    assert saved["module.logit_scale"].item() == pytest.approx(end, abs=1e-6)
+
+
+def test_epoch_files_come_at_their_frequency_and_the_last_always(train: Train) -> None:
+    run = train("--max-epochs=3", "--batch-size=21", "--save-epoch-frequency=2")
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "epoch2.pt",
+        "epoch3.pt",
+        "epoch_latest.pt",
+    ]
+    saved = [message for message in said(run) if message.startswith("Saved checkpoint")]
+    latest = [message for message in saved if "epoch_latest.pt" in message]
+    assert len(latest) == 3  # each epoch, also the one without a file of its own
+    shape = r"Saved checkpoint \S+epoch_latest\.pt \(epoch 1 @ 1 steps\) \(writing took [\d.e-]+ seconds\)"
+    assert re.fullmatch(shape, latest[0])
+
+
+def test_a_last_epoch_that_is_cut_by_max_steps_is_saved_as_an_epoch(train: Train) -> None:
+    run = train("--max-steps=8", "--max-epochs=1")  # six steps an epoch: max_steps wins over max_epochs
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "epoch1.pt",
+        "epoch2.pt",
+        "epoch_latest.pt",
+    ]
+    saved = torch.load(run / "checkpoints" / "epoch2.pt", weights_only=True)
+    assert (saved["epoch"], saved["step"]) == (2, 8)
+
+
+def test_validation_runs_at_its_intervals_and_before_saving(train: Train, tiny_split: Path) -> None:
+    words = ("--max-epochs=2", "--valid-step-interval=4", "--save-step-frequency=4")
+    messages = said(train(*words, f"--val-data={tiny_split}"))
+    begun = [message for message in messages if message.startswith("Begin to eval on validation set")]
+    assert begun == [
+        f"Begin to eval on validation set (epoch {epoch} @ {step} steps)..."
+        for epoch, step in ((1, 4), (1, 6), (2, 8), (2, 12))
+    ]
+    for epoch, step in ((1, 4), (1, 6), (2, 8), (2, 12)):
+        (result,) = places(messages, f"Validation Result (epoch {epoch} @ {step} steps)")
+        assert result < min(
+            place for place in places(messages, f"(epoch {epoch} @ {step} steps) (writing took")
+        )
+
+
+@pytest.mark.parametrize("words", [("--precision=amp_bf16",), ("--mask-ratio=0.5",), ("--use-augment",)])
+def test_validation_is_in_full_precision_with_whole_pictures(
+    train: Train, tiny_split: Path, words: tuple[str, ...]
+) -> None:
+    """At a rate of 0 the weights stay, so whatever validation took over from training would show."""
+    common = ("--max-steps=1", "--lr=0", "--valid-step-interval=1", f"--val-data={tiny_split}")
+    assert valid_losses(train(*common, name="plain")) == valid_losses(train(*common, *words, name="other"))
+
+
+def test_the_notes_of_a_run(train: Train) -> None:
+    words = ("--max-steps=1", "--grad-checkpointing", "--freeze-vision", "--use-flash-attention")
+    run = train(*words)
+    messages = said(run)
+    for note in (
+        "Params:",
+        "Grad-checkpointing activated.",
+        "Using FlashAttention.",
+        "The visual encoder is freezed during training.",
+    ):
+        assert messages.count(note) == 1, note
+    resumed = train(
+        "--max-steps=1", f"--resume={run / 'checkpoints/epoch1.pt'}", "--freeze-vision", name="on"
+    )
+    shown = said(resumed)
+    assert shown.count(f"=> begin to load checkpoint '{run / 'checkpoints/epoch1.pt'}'") == 1
+    assert shown.count(f"=> loaded checkpoint '{run / 'checkpoints/epoch1.pt'}' (epoch 1 @ 1 steps)") == 1
+
+
+def test_params_file_lists_every_flag_sorted_with_defaults_filled_in(train: Train) -> None:
+    run = train("--max-steps=1", "--vision-model=tiny-resnet")
+    (params,) = run.glob("params_*.txt")
+    lines = params.read_text(encoding="utf-8").splitlines()
+    listed = dict(line.split(": ", 1) for line in lines)
+    assert lines == sorted(lines)
+    assert {flag.dest for flag in FLAGS} <= listed.keys()
+    assert (listed["lr"], listed["beta2"], listed["eps"]) == ("0.0005", "0.999", "1e-08")  # a ResNet's own
+    assert [f"  {line}" for line in lines] == [message for message in said(run) if message.startswith("  ")]
+
+
+@pytest.mark.parametrize(
+    ("image", "own"),
+    [
+        ("RN50", (5e-4, 0.9, 0.999, 1e-8)),
+        ("ViT-B-32", (5e-4, 0.9, 0.98, 1e-6)),
+        ("ViT-L-14-336", (4e-4, 0.9, 0.98, 1e-6)),
+        ("ViT-H-14", (5e-4, 0.9, 0.98, 1e-6)),
+    ],
+)
+def test_the_optimizer_s_defaults_are_the_image_tower_s(image: str, own: tuple[float, ...]) -> None:
+    settings = merge({}, [("data.train", {"type": "lmdb_pairs", "path": "/d"}), ("model.image", image)])
+    optim = build_config(settings).optim
+    assert (optim.lr, optim.beta1, optim.beta2, optim.eps) == own
+    assert build_config(merge(settings, [("optim.beta2", 0.95)])).optim.beta2 == 0.95
+
+
+def test_training_captions_are_prepared_where_clip_tokenize_is_not() -> None:
+    """D-43: curly quotes are [UNK] to the vocabulary, so training straightens them; `clip.tokenize` is as it was."""
+    from cn_clip.clip import tokenize
+
+    tokenizer = TowerTokenizer.of(text_preset("tiny-bert"), 12)
+    prepared = CaptionTokens(tokenizer)(["“你好” ABC"])
+    assert torch.equal(prepared, tokenize(['"你好" abc'], 12))
+    assert not torch.equal(prepared, tokenize(["“你好” ABC"], 12))
+
+
+def test_a_position_counts_only_among_as_many_steps_per_epoch() -> None:
+    assert steps_done(Position(epoch=2, step=7), steps_per_epoch=6) == 7  # inside epoch 2
+    assert steps_done(Position(epoch=2, step=12), steps_per_epoch=6) == 12  # at its end
+    assert (
+        steps_done(Position(epoch=2, step=12), steps_per_epoch=50) == 100
+    )  # of another batch size: after epoch 2
+
+
+def test_a_plan_that_max_steps_cuts() -> None:
+    plan = Plan(steps_per_epoch=6, first_step=0, max_steps=8)
+    assert plan.max_epochs == 2
+    assert [plan.epoch_of(step) for step in (1, 6, 7, 8)] == [1, 1, 2, 2]
+    assert [step for step in range(1, 9) if plan.ends_epoch(step)] == [6, 8]
