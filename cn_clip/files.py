@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,16 +17,28 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
+    except Exception as error:
+        _raise_full_disk(error, path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     """Write bytes, or what a function writes to the open file, so that no reader ever sees half of it."""
-    with atomic_path(path) as partial, open(partial, "wb") as file:
+    with atomic_path(path) as partial, partial.open("wb") as file:
         if isinstance(content, bytes):
             file.write(content)
         else:
             content(file)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _raise_full_disk(error: BaseException, path: Path) -> None:
+    """Raise the full disk behind an error, with the file's name: torch's writer buries it under one of its own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        cause = cause.__cause__ or cause.__context__

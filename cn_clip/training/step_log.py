@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from cn_clip.files import write_atomically
 from cn_clip.training.run_dir import RunDir
 from cn_clip.training.task import StepReport
 from cn_clip.training.validation import ValidationResult
@@ -122,9 +122,7 @@ def open_metrics(
         kept = [
             line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= first_step
         ]
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(partial, path)
+        write_atomically(path, "".join(line + "\n" for line in kept).encode())
     return path.open("a", encoding="utf-8")
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import struct
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cn_clip.errors import WeightsError
+from cn_clip.files import write_atomically
 
 Checkpoint = dict[str, Any]
 """What `torch.save` wrote: plain data and tensors by name; `Any` since it is the writer's choice."""
@@ -128,20 +127,4 @@ def write_weights(weights: dict[str, Tensor], path: str | Path) -> None:
     """Save weights by name; the file appears whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # the folder is the target's, since a file is only moved atomically within one file system
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            torch.save(weights, file)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).chmod(0o666 & ~_umask())  # a temporary file is its owner's alone
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+    write_atomically(path, lambda file: torch.save(weights, file))
