@@ -58,7 +58,10 @@ def _draw(
     read: Callable[[Path, int], Image.Image],
     image_px: int,
 ) -> list[Drawing]:
-    pictures = {code: read(path, image_px) for code, path in tqdm(paths.items(), desc=artist, unit="drawing")}
+    pictures = {
+        code: read(path, image_px)
+        for code, path in tqdm(paths.items(), desc=artist, unit="drawing", disable=None)
+    }
     thumbnails = {code: _thumbnail(picture) for code, picture in pictures.items()}
     return [
         Drawing(
