@@ -71,7 +71,11 @@ def test_what_the_main_job_imports_is_declared(metadata: dict) -> None:
                 imported.add(node.module.partition(".")[0])
     third_party = imported - set(sys.stdlib_module_names) - {"cn_clip", "__future__"}
     names = {"open_clip": "open_clip_torch", "PIL": "pillow", "yaml": "pyyaml"}
-    brought = {"huggingface_hub": "transformers", "safetensors": "transformers"}  # hard requirements of those
+    brought = {
+        "huggingface_hub": "transformers",
+        "safetensors": "transformers",
+        "markupsafe": "jinja2",
+    }  # hard requirements of those
     declared = {re.split(r"[<>=\[]", need)[0] for need in metadata["install_requires"]}
     optional = {
         re.split(r"[<>=\[]", need)[0] for extra in metadata["extras_require"].values() for need in extra
