@@ -93,3 +93,10 @@ def test_what_sets_siblings_apart(script: str, config: TrainConfig) -> None:
     assert config.model.flash_attention == script.endswith("_flashattn")
     assert config.model.recompute == script.startswith("coco-cn")
     assert (config.distill.teacher is not None) == script.endswith("_distillation")
+
+
+def test_scripts_name_their_interpreter(script: str) -> None:
+    """The reference's first lines end at `env`, so running one without `bash` fails."""
+    lines = (ROOT / "run_scripts" / f"{script}.sh").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "#!/usr/bin/env bash"
+    assert not [line for line in lines if "XX.XX" in line or "torch.distributed.launch" in line]

@@ -18,7 +18,7 @@ NAMES_FILES = ("architecture.md", "change.md", "contributing.md", "benchmarks.md
 
 
 @cache
-def tests_in(path: Path) -> frozenset[str]:
+def functions_of(path: Path) -> frozenset[str]:
     """Names of the test functions of a file, also those inside classes."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
@@ -45,7 +45,7 @@ def test_every_named_test_exists(name: str) -> None:
     missing = [
         f"{path}::{test}"
         for path, test in named
-        if not (ROOT / path).is_file() or test not in tests_in(ROOT / path)
+        if not (ROOT / path).is_file() or test not in functions_of(ROOT / path)
     ]
     assert missing == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -13,11 +14,14 @@ from cn_clip.clip.presets import text_preset
 from cn_clip.clip.tower_tokenizer import TowerTokenizer
 from cn_clip.config.legacy_flags import FLAGS
 from cn_clip.config.load import merge
+from cn_clip.data.store import SplitWriter
+from cn_clip.parallel.ranks import Ranks
 from cn_clip.training.build import build_config
 from cn_clip.training.checkpoint import Position, steps_done
+from cn_clip.training.run_dir import RunDir, logging_to
 from cn_clip.training.trainer import Plan
 from cn_clip.training.training_data import CaptionTokens
-from tests.training.conftest import Train
+from tests.training.conftest import Train, png
 
 
 def said(run: Path) -> list[str]:
@@ -171,3 +175,37 @@ def test_a_plan_that_max_steps_cuts() -> None:
     assert plan.max_epochs == 2
     assert [plan.epoch_of(step) for step in (1, 6, 7, 8)] == [1, 1, 2, 2]
     assert [step for step in range(1, 9) if plan.ends_epoch(step)] == [6, 8]
+
+
+def test_train_lines_come_at_their_interval(train: Train) -> None:
+    messages = said(train("--max-steps=7", "--log-interval=3"))
+    found = [message.split(" | ")[0] for message in messages if message.startswith("Global Steps")]
+    assert found == ["Global Steps: 3/7", "Global Steps: 6/7"]
+
+
+def test_long_validation_says_how_far_it_is(train: Train, tmp_path: Path) -> None:
+    with SplitWriter(tmp_path / "valid") as writer:
+        writer.add_image(1, png(1))
+        for number in range(103):
+            writer.add_pair(1, number, "花")
+    words = ("--max-steps=1", "--valid-batch-size=1", f"--val-data={tmp_path / 'valid'}")
+    messages = said(train(*words))
+    assert [message for message in messages if message.startswith("Evaluated")] == [
+        "Evaluated 100/103 batches..."
+    ]
+
+
+@pytest.mark.parametrize(("debug", "rank"), [(True, 0), (False, 3)])
+def test_the_prefix_of_a_line_and_the_level(
+    debug: bool, rank: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ranks = Ranks(rank, 4, rank, torch.device("cpu"))
+    run_dir = RunDir(str(tmp_path), "run", writes=ranks.is_main)
+    with logging_to(run_dir, ranks, debug=debug):
+        logging.getLogger("some.module").debug("quiet")
+        logging.getLogger("some.module").warning("loud %d", 7)
+    shown = capsys.readouterr().err.splitlines()
+    time = r"\d{4}-\d\d-\d\d,\d\d:\d\d:\d\d"
+    assert re.fullmatch(rf"{time} \| WARNING \| Rank {rank} \| loud 7", shown[-1])
+    assert any(line.endswith(f"DEBUG | Rank {rank} | quiet") for line in shown) == debug
+    assert run_dir.log.is_file() == (rank == 0)  # other ranks are heard, but write no file
