@@ -29,7 +29,7 @@ REGISTRIES = [
     "cn_clip.data.pairs",
     "cn_clip.clip.augment",
 ]
-DOOR_FOLDERS = ["training", "eval", "preprocess", "deploy"]
+DOOR_FOLDERS = ["training", "eval", "preprocess"]
 MAX_LINES = 400
 
 
@@ -81,7 +81,7 @@ def test_doors_are_found() -> None:
 def test_nothing_beside_a_door_hides_an_installed_module(folder: str) -> None:
     """A script run by path has its own folder first on sys.path."""
     hidden = set(sys.stdlib_module_names) | {name for name in packages_distributions() if name != "cn_clip"}
-    beside = {path.stem for path in (PACKAGE / folder).iterdir() if path.suffix == ".py" or path.is_dir()}
+    beside = {path.stem for path in (PACKAGE / folder).glob("*") if path.suffix == ".py" or path.is_dir()}
     assert beside & hidden == set()
 
 
