@@ -209,3 +209,37 @@ def test_the_prefix_of_a_line_and_the_level(
     assert re.fullmatch(rf"{time} \| WARNING \| Rank {rank} \| loud 7", shown[-1])
     assert any(line.endswith(f"DEBUG | Rank {rank} | quiet") for line in shown) == debug
     assert run_dir.log.is_file() == (rank == 0)  # other ranks are heard, but write no file
+
+
+def test_weight_paths_fill_their_own_tower_only(train: Train, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    source = build_model("tiny-vit", "tiny-bert").state_dict()
+    source["logit_scale"].fill_(3.0)
+    image = {name: value for name, value in source.items() if not name.startswith("bert.")}
+    text = {name: value for name, value in source.items() if name.startswith("bert.")}
+    torch.save(image, tmp_path / "image.pt")
+    torch.save({**text, "bert.pooler.dense.bias": torch.zeros(4)}, tmp_path / "text.pt")
+    words = (f"--clip-weight-path={tmp_path / 'image.pt'}", f"--bert-weight-path={tmp_path / 'text.pt'}")
+    run = train("--max-steps=1", "--lr=0", *words)
+    saved = torch.load(run / "checkpoints" / "epoch_latest.pt", weights_only=True)["state_dict"]
+    differing = {name for name, value in source.items() if not torch.equal(saved[f"module.{name}"], value)}
+    assert differing == {"text_projection"}  # neither file is asked for it
+
+
+def test_resuming_at_another_picture_size_stretches_the_positions(train: Train, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    larger = build_model("tiny-vit", "tiny-bert", image_px=64).state_dict()
+    state = {f"module.{name}": value for name, value in larger.items()}
+    torch.save({"epoch": 3, "step": 9, "name": "x", "state_dict": state, "optimizer": {}}, tmp_path / "64.pt")
+    words = (f"--resume={tmp_path / '64.pt'}", "--reset-optimizer", "--reset-data-offset", "--lr=0")
+    run = train("--max-steps=1", *words)
+    saved = torch.load(run / "checkpoints" / "epoch_latest.pt", weights_only=True)
+    key = "module.visual.positional_embedding"
+    grids = [
+        len(positions) - 1 for positions in (larger["visual.positional_embedding"], saved["state_dict"][key])
+    ]
+    assert grids[0] == 4 * grids[1]
+    assert torch.equal(
+        saved["state_dict"][key][0], larger["visual.positional_embedding"][0]
+    )  # the class token's
+    assert (saved["epoch"], saved["step"]) == (1, 1)
