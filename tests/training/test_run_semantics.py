@@ -30,6 +30,12 @@ def said(run: Path) -> list[str]:
     return [line.split(" | ", 3)[3] for line in log.read_text(encoding="utf-8").splitlines()]
 
 
+def said_by_all(run: Path) -> list[str]:
+    """Messages of every log of a run folder; two runs of one second share one."""
+    logs = sorted(run.glob("out_*.log"))
+    return [line.split(" | ", 3)[3] for log in logs for line in log.read_text(encoding="utf-8").splitlines()]
+
+
 def places(messages: list[str], part: str) -> list[int]:
     return [place for place, message in enumerate(messages) if part in message]
 
@@ -243,3 +249,27 @@ def test_resuming_at_another_picture_size_stretches_the_positions(train: Train, 
         saved["state_dict"][key][0], larger["visual.positional_embedding"][0]
     )  # the class token's
     assert (saved["epoch"], saved["step"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "step", "moments_step"),
+    [((), 4, 4), (("--reset-optimizer",), 4, 1), (("--reset-data-offset",), 1, 4)],
+    ids=["neither", "optimizer", "position"],
+)
+def test_each_reset_flag_resets_its_own(
+    train: Train, flags: tuple[str, ...], step: int, moments_step: int
+) -> None:
+    first = train("--max-steps=3", name="first") / "checkpoints" / "epoch_latest.pt"
+    run = train(f"--resume={first}", f"--max-steps={step}", *flags, name="second")
+    saved = torch.load(run / "checkpoints" / "epoch_latest.pt", weights_only=True)
+    assert saved["step"] == step
+    assert {int(moments["step"]) for moments in saved["optimizer"]["state"].values()} == {moments_step}
+
+
+def test_a_named_checkpoint_wins_over_the_run_s_own(train: Train) -> None:
+    other = train("--max-steps=2", name="other") / "checkpoints" / "epoch_latest.pt"
+    train("--max-steps=1")
+    shown = said_by_all(train("--max-steps=3", f"--resume={other}"))
+    assert [message for message in shown if message.startswith("=> loaded")] == [
+        f"=> loaded checkpoint '{other}' (epoch 1 @ 2 steps)"
+    ]
