@@ -22,7 +22,7 @@ find_python() {
 # set_up_environment EXTRAS: an active virtual environment or .venv with `pip install -e .[EXTRAS]`; sets PYTHON.
 # Installs again only when setup.py or the extras changed, so a second run starts at once and needs no network.
 # On Linux pip takes the CUDA build of torch; on a machine without a GPU the CPU build is far smaller:
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu bash run_scripts/quickstart.sh
+#   PIP_EXTRA_INDEX_URL=... bash run_scripts/quickstart.sh, with the index that https://pytorch.org/get-started names
 set_up_environment() {
     local extras=$1 python stamp
     if [[ -z ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} && ! -x $ROOT/.venv/bin/pip ]]; then

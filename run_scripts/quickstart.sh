@@ -14,6 +14,9 @@ if [[ $# -gt 0 && $1 != -* ]]; then
     shift
 fi
 train_flags=("$@")
+if [[ -d $folder && ! -d $folder/stages && -n $(ls -A "$folder") ]]; then
+    fail "$folder holds other files, which this would mix with its own: give a new folder"
+fi
 mkdir -p "$folder/stages" || fail "cannot make the folder $folder: give one that can be written"
 QUICKSTART=$(cd "$folder" && pwd)
 export QUICKSTART  # named in configs/quickstart.yaml
@@ -91,14 +94,15 @@ zeroshot() {
     door cn_clip/eval/zeroshot_evaluation.py --datapath data/zeroshot/test --label-file data/zeroshot/label_cn.txt \
         --dataset emoji --save-dir results/zeroshot --resume run/checkpoints/epoch_latest.pt \
         --vision-model quickstart-resnet --text-model quickstart-bert --context-length 32 --precision fp32 \
-        --num-workers 0 | tee results/zeroshot.txt
+        --template-file data/zeroshot/templates.json --num-workers 0 | tee results/zeroshot.txt
 }
 
 report() {
     door cn_clip/eval/write_report.py --text-feats results/texts.jsonl --image-feats results/images.jsonl \
         --texts data/test_texts.jsonl --images lmdb/test --train-log run \
         --recall-images results/recall_images.json --recall-texts results/recall_texts.json \
-        --zeroshot results/zeroshot.txt --stages stages --output report.html
+        --zeroshot results/zeroshot.txt --stages stages --output report.html \
+        --credit "Twemoji (CC BY 4.0), OpenMoji (CC BY-SA 4.0)"
 }
 
 stage data data make_data "$ROOT"/data_tools/emoji_pairs.py "$ROOT"/data_tools/emoji_quickstart/*.py

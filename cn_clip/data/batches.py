@@ -92,4 +92,8 @@ def trim_padding(tokens_BL: Tensor, pad_id: int) -> Tensor:
 
 def caption_key(caption: str) -> int:
     """Signed 64-bit hash of a caption's text, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little", signed=True)
+    return int.from_bytes(
+        hashlib.blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=8).digest(),
+        "little",
+        signed=True,
+    )

@@ -1,6 +1,7 @@
 """The files of the quickstart's data, written whole or not at all.
 
-`{split}_imgs.tsv`, `{split}_texts.jsonl`, `zeroshot/label_cn.txt` and `zeroshot/test/<class number>/<image id>.png`.
+`{split}_imgs.tsv`, `{split}_texts.jsonl`, `zeroshot/label_cn.txt`, `zeroshot/templates.json`
+and `zeroshot/test/<class number>/<image id>.png`.
 """
 
 import base64
@@ -9,6 +10,10 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from cn_clip.errors import DataError
+
+LABELS = "label_cn.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,8 @@ def write_zeroshot(folder: Path, pictures: Sequence[Picture], class_names: Seque
     names = [name for name in class_names if name in present]
     digits = 3 if len(names) > 10 else 1  # the ELEVATER layout, as the evaluation reads it
     numbers = {name: f"{place:0{digits}d}" for place, name in enumerate(names)}
+    if folder.exists() and not (folder / LABELS).is_file():
+        raise DataError(f"{folder} is not a zero-shot set of this command: give --output-dir another folder")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     classified = [(picture, picture.class_name) for picture in pictures if picture.class_name is not None]
@@ -53,7 +60,9 @@ def write_zeroshot(folder: Path, pictures: Sequence[Picture], class_names: Seque
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture.png)
     partial.mkdir(parents=True, exist_ok=True)
-    (partial / "label_cn.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    (partial / LABELS).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    # training captions hold class names as they are, so a prompt around them would only be new to the model
+    (partial / "templates.json").write_text('["{}"]\n', encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return len(classified)

@@ -16,6 +16,7 @@ from cn_clip.clip.model import build_model
 from cn_clip.clip.presets import image_preset
 from cn_clip.config.schema import Parallel
 from cn_clip.data.batches import PairBatch, trim_padding
+from cn_clip.errors import run_door
 from cn_clip.losses.pair import contrastive
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import start_ranks
@@ -32,7 +33,12 @@ def global_batch(image_px: int) -> PairBatch:
     tokens[torch.arange(NUM_TOKENS) >= lengths[:, None]] = 0
     ids = torch.arange(NUM_PAIRS)
     return PairBatch(
-        torch.randn(NUM_PAIRS, 3, image_px, image_px, generator=generator), tokens, ids // 2, ids, ids % 5, ids
+        torch.randn(NUM_PAIRS, 3, image_px, image_px, generator=generator),
+        tokens,
+        ids // 2,
+        ids,
+        ids % 5,
+        ids,
     )
 
 
@@ -68,9 +74,18 @@ def main(output: str, accumulate: int, image: str, frozen: str, options: dict) -
         if ranks.is_main:
             gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
             statistics = {name: value for name, value in model.named_buffers() if "running" in name}
-            torch.save({"gradients": gradients, "loss": report.loss, "report": vars(report), "statistics": statistics}, output)
+            torch.save(
+                {
+                    "gradients": gradients,
+                    "loss": report.loss,
+                    "report": vars(report),
+                    "statistics": statistics,
+                },
+                output,
+            )
 
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4], json.loads(sys.argv[5]))
+    words = sys.argv[1:]
+    run_door(lambda: main(words[0], int(words[1]), words[2], words[3], json.loads(words[4])))

@@ -46,7 +46,9 @@ def _step(world_size: int, accumulate: int, image: str, frozen: str, options: st
     return torch.load(output, weights_only=True)
 
 
-def step(world_size: int, accumulate: int, image: str = "tiny-vit", frozen: str = "none", **options: Any) -> dict:
+def step(
+    world_size: int, accumulate: int, image: str = "tiny-vit", frozen: str = "none", **options: Any
+) -> dict:
     return _step(world_size, accumulate, image, frozen, json.dumps({**PLAIN, **options}))
 
 
@@ -78,7 +80,9 @@ def test_dropout_and_flip_masks_follow_the_micro_batch_not_the_rank(world_size: 
 
 @pytest.mark.parametrize("frozen", ["image", "text"])
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 4), (2, 1), (2, 2)])
-def test_a_frozen_tower_has_no_gradients_and_the_other_all(frozen: str, world_size: int, accumulate: int) -> None:
+def test_a_frozen_tower_has_no_gradients_and_the_other_all(
+    frozen: str, world_size: int, accumulate: int
+) -> None:
     whole, cut = step(1, 1, frozen=frozen), step(world_size, accumulate, frozen=frozen)
     prefix = {"image": "visual.", "text": "bert."}[frozen]
     assert not any(name.startswith(prefix) for name in cut["gradients"])
