@@ -1,14 +1,10 @@
-"""One rank of a step: saves the parameters' gradients, the loss and BatchNorm's statistics of a fixed global batch.
-
-Words: output file, micro-batches per rank, image tower, frozen tower or `none`, JSON of changed text dropout and
-`gather`. Started by torchrun or alone.
-"""
+"""One rank of optimizer steps over a fixed global batch, for many cases: JSON of the cases, output file."""
 
 from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +15,7 @@ from cn_clip.data.batches import PairBatch, trim_padding
 from cn_clip.errors import run_door
 from cn_clip.losses.pair import contrastive
 from cn_clip.parallel.precision import Precision
-from cn_clip.parallel.ranks import start_ranks
+from cn_clip.parallel.ranks import Ranks, start_ranks
 from cn_clip.parallel.wrap import ParallelModel, freeze
 from cn_clip.training.contrastive_task import ContrastiveTask
 
@@ -47,45 +43,43 @@ def block(whole: PairBatch, number: int, size: int) -> PairBatch:
     return PairBatch(**{**vars(part), "tokens_BL": trim_padding(part.tokens_BL, 0)})
 
 
-def main(output: str, accumulate: int, image: str, frozen: str, options: dict) -> None:
+def run_case(case: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """Gradients, loss and BatchNorm statistics after the second step of one case, on every rank."""
+    torch.manual_seed(0)
+    model = build_model(case["image"], "tiny-bert")
+    for dropout in (module for module in model.modules() if isinstance(module, torch.nn.Dropout)):
+        dropout.p = case["dropout"]
+    frozen = {"image": [model.visual], "text": [model.bert], "none": []}[case["frozen"]]
+    for tower in frozen:
+        freeze(tower)
+    options = contrastive.Options(
+        targets=case["targets"], gather=case["gather"], gradient=case["gradient"], tile=5
+    )
+    task = ContrastiveTask(
+        ParallelModel(model, Parallel(), ranks), contrastive.build(options), options,
+        Precision("fp32", ranks.device), ranks=ranks, mask_ratio=case["mask_ratio"], frozen=frozen, seed=3,
+    )  # fmt: skip
+    task.train_mode()
+    size = NUM_PAIRS // (case["accumulate"] * ranks.world_size)
+    whole = global_batch(image_preset(case["image"]).image_px)
+    numbers = [a * ranks.world_size + ranks.rank for a in range(case["accumulate"])]
+    for step in (1, 2):  # twice: a reducer left in a wrong state shows at the second step
+        model.zero_grad(set_to_none=True)
+        report = task.accumulate_gradients([block(whole, number, size) for number in numbers], step)
+    return {
+        "gradients": {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
+        "report": vars(report),
+        "statistics": {name: value for name, value in model.named_buffers() if "running" in name},
+    }
+
+
+def main(cases: str, output: str) -> None:
     torch.set_num_threads(1)
     with start_ranks("cpu") as ranks:
-        torch.manual_seed(0)
-        model = build_model(image, "tiny-bert")
-        for dropout in (m for m in model.modules() if isinstance(m, torch.nn.Dropout)):
-            dropout.p = options["dropout"]
-        towers = {"image": [model.visual], "text": [model.bert], "none": []}[frozen]
-        for tower in towers:
-            freeze(tower)
-        loss_options = contrastive.Options(
-            targets=options["targets"], gather=options["gather"], gradient=options["gradient"], tile=5
-        )
-        task = ContrastiveTask(
-            ParallelModel(model, Parallel(), ranks), contrastive.build(loss_options), loss_options,
-            Precision("fp32", ranks.device), ranks=ranks, mask_ratio=options["mask_ratio"], frozen=towers, seed=3,
-        )  # fmt: skip
-        task.train_mode()
-        size = NUM_PAIRS // (accumulate * ranks.world_size)
-        whole = global_batch(image_preset(image).image_px)
-        batches = [block(whole, a * ranks.world_size + ranks.rank, size) for a in range(accumulate)]
-        for step in (1, 2):  # twice: a reducer left in a wrong state shows at the second step
-            model.zero_grad(set_to_none=True)
-            report = task.accumulate_gradients(batches, step)
+        results = [run_case(case, ranks) for case in json.loads(cases)]
         if ranks.is_main:
-            gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-            statistics = {name: value for name, value in model.named_buffers() if "running" in name}
-            torch.save(
-                {
-                    "gradients": gradients,
-                    "loss": report.loss,
-                    "report": vars(report),
-                    "statistics": statistics,
-                },
-                output,
-            )
+            torch.save(results, output)
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-    words = sys.argv[1:]
-    run_door(lambda: main(words[0], int(words[1]), words[2], words[3], json.loads(words[4])))
+    run_door(lambda: main(*sys.argv[1:]))
