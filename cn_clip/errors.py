@@ -5,7 +5,8 @@ CnClipError
 ├── DataError      a file or store of pictures, captions, features or predictions
 ├── WeightsError   a checkpoint or tower file: missing, unreadable, of another architecture
 ├── DeviceError    a device, kernel or precision this machine does not have
-└── LaunchError    ranks that cannot meet: ports, addresses, world sizes
+├── LaunchError    ranks that cannot meet: ports, addresses, world sizes
+└── TrainingError  a run that cannot sensibly go on: its loss is no number any more
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ class LaunchError(CnClipError):
     """The ranks of a run cannot be started or joined."""
 
 
+class TrainingError(CnClipError):
+    """A run cannot sensibly go on."""
+
+
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
@@ -67,7 +72,8 @@ def run_door(main: Callable[[], object]) -> NoReturn:
 
 
 def _end(sentence: str, code: int) -> NoReturn:
-    print(sentence, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{sentence}\n")  # in one piece: other ranks write to the same stream
+    sys.stderr.flush()
     _leave(code)
 
 

@@ -160,7 +160,9 @@ def _check_bounds(value: Any, bounds: Mapping[str, Any], path: str) -> None:
 
 def _unknown(where: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), n=1)
-    hint = f"did you mean {where}{near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+    hint = (
+        f"did you mean {where}{near[0]}?" if near else f"there are {', '.join(sorted(known)) or 'none here'}"
+    )
     return f"{where}{name} is not a setting; {hint}"
 
 

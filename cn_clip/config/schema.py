@@ -72,7 +72,7 @@ class Model:
     channels_last: bool = False
     """Lay out the image tower's convolutions channels-last in memory: faster for ResNet, equal up to rounding."""
     flash_attention: bool = False
-    """Ask for the flash kernel of torch's scaled dot product attention where one fits."""
+    """Kept for the reference's flag: torch takes its own flash kernel wherever one fits, with and without this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +92,8 @@ class Data:
     valid_num_workers: int = number(1, at_least=0)
     """Loader processes per rank for validation."""
     epoch_end: Literal["pad", "reference"] = "pad"
-    """`pad` fills the last global batch by wrapping round; `reference` pads to one micro-batch per rank and drops what
-    does not fill an accumulated step."""
+    """`pad` wraps round to whole global batches, the copies shuffled in with the rest; `reference` pads to one micro-batch
+    per rank and drops what does not fill an accumulated step."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ class EpochOrder:
         """Order for `micro_global` = W·m pairs per micro-batch of all ranks; `epoch_end` as in `data.epoch_end`."""
         if num_pairs == 0:
             raise DataError(
-                "there are no training pairs: check that the captions name pictures, and build the LMDB again"
+                "there are no pairs: check that the captions name pictures, and build the LMDB again"
             )
         unit = micro_global * accumulate if epoch_end == "pad" else micro_global
         order = cls(num_pairs, math.ceil(num_pairs / unit) * unit, micro_global * accumulate, seed)

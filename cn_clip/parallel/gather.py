@@ -21,7 +21,7 @@ def gather_rows(rows_R: Tensor, ranks: Ranks) -> Tensor:
         return rows_R.detach()
     rows_R = rows_R.detach().contiguous()
     gathered = rows_R.new_empty((ranks.world_size * len(rows_R), *rows_R.shape[1:]))
-    dist.all_gather_into_tensor(gathered, rows_R)
+    dist.all_gather(list(gathered.chunk(ranks.world_size)), rows_R)  # into views: no second copy
     return gathered
 
 
@@ -33,7 +33,7 @@ def sum_rows_to_owner(rows_N: Tensor, ranks: Ranks) -> Tensor:
         dist.all_reduce(rows_N)
         return rows_N.chunk(ranks.world_size)[ranks.rank]
     own = rows_N.new_empty((len(rows_N) // ranks.world_size, *rows_N.shape[1:]))
-    dist.reduce_scatter_tensor(own, rows_N.contiguous())
+    dist.reduce_scatter(own, list(rows_N.contiguous().chunk(ranks.world_size)))
     return own
 
 

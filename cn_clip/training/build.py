@@ -12,7 +12,7 @@ from torch import nn
 
 from cn_clip.clip.model import CLIP, build_model
 from cn_clip.clip.precision import convert_weights
-from cn_clip.clip.presets import image_preset
+from cn_clip.clip.presets import image_preset, text_preset
 from cn_clip.clip.weights import load_image_tower, load_into, load_text_tower, model_weights, read_checkpoint
 from cn_clip.config.load import build, to_plain
 from cn_clip.config.schema import Model, Settings, TrainConfig
@@ -61,12 +61,22 @@ def build_config(settings: Settings) -> TrainConfig:
             "distillation (distill.enabled, --distillation) is not in this version: train without it, or stay with "
             "cn-clip for that run"
         )
+    _check_context_length(config)
     own = image_preset(config.model.image).training
     plain = to_plain(config)
     for name in ("lr", "beta1", "beta2", "eps"):
         if plain["optim"][name] is None:
             plain["optim"][name] = getattr(own, name)
     return build(TrainConfig, plain, resolve_options)
+
+
+def _check_context_length(config: TrainConfig) -> None:
+    longest = text_preset(config.model.text).options.get("max_positions")
+    if longest is not None and config.data.context_length > longest:
+        raise ConfigError(
+            f"data.context_length is {config.data.context_length}, but {config.model.text} has positions for {longest} "
+            f"tokens: set it to {longest} or less"
+        )
 
 
 def build_clip(settings: Model, seed: int) -> CLIP:
@@ -80,8 +90,12 @@ def build_clip(settings: Model, seed: int) -> CLIP:
     if settings.recompute:
         model.set_grad_checkpointing()
         logger.info("Grad-checkpointing activated.")
-    if settings.flash_attention:
+    if settings.flash_attention and torch.cuda.is_available():
         logger.info("Using FlashAttention.")
+    elif settings.flash_attention:
+        logger.warning(
+            "model.flash_attention (--use-flash-attention) does nothing on this device: no flash kernel."
+        )
     if settings.mask_ratio > 0 and image_preset(settings.image).tower == "resnet":
         logger.info("Note: mask_ratio > 0 (FLIP) only works for ViT towers and does nothing for this ResNet.")
     return model

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from cn_clip.clip.model import CLIP
 from cn_clip.config.legacy_flags import reference_params
 from cn_clip.config.load import to_plain
@@ -26,7 +28,7 @@ from cn_clip.training.checkpoint import Checkpoints, steps_done
 from cn_clip.training.contrastive_task import ContrastiveTask
 from cn_clip.training.optimizer import build_optimizer
 from cn_clip.training.run_dir import RunDir, logging_to
-from cn_clip.training.step_log import StepLog
+from cn_clip.training.step_log import step_log
 from cn_clip.training.trainer import Plan, Trainer
 from cn_clip.training.training_data import TrainingData, open_sources
 from cn_clip.training.validation import ValidationResult, validate
@@ -39,53 +41,58 @@ def train(config: TrainConfig) -> None:
     with start_ranks(config.run.device) as ranks:
         run_dir = RunDir(config.run.logs_dir, config.run.name, writes=ranks.is_main)
         with logging_to(run_dir, ranks, debug=config.run.debug):
-            _log_settings(config, run_dir, ranks)
             _train(config, run_dir, ranks)
-
-
-def _log_settings(config: TrainConfig, run_dir: RunDir, ranks: Ranks) -> None:
-    flags = reference_params(config)
-    run_dir.write_settings(to_plain(config), flags)
-    if ranks.is_main:
-        logger.info("Params:")
-    if ranks.local_rank == 0:
-        for name in sorted(flags):
-            logger.info("  %s: %s", name, flags[name])
-    if ranks.device.type == "cuda":
-        logger.info("Use GPU: %d for training", ranks.device.index)
-    else:
-        logger.info("Use %s for training", ranks.device.type.upper())
 
 
 def _train(config: TrainConfig, run_dir: RunDir, ranks: Ranks) -> None:
     sources = open_sources(config.data)
     model = build_clip(config.model, config.run.seed)
     data = TrainingData(config, sources, ranks, pad_id=model.bert.pad_id)
+    per_epoch = data.order.steps_per_epoch
+    max_steps = config.train.max_steps or per_epoch * config.train.max_epochs
     resume_from = from_main(_resume_path(config, run_dir), ranks)
     if resume_from is None and config.model.init_from is not None:
         initialise(model, config.model.init_from)
+    task, optimizer, precision = _build_task(config, model, ranks)
+    checkpoints = Checkpoints(
+        run_dir,
+        config.run.name,
+        model,
+        optimizer,
+        precision,
+        to_plain(config),
+        enabled=config.checkpoint.enabled,
+    )
+    # Only now, when what the settings name has been found: a mistyped command leaves an old run's settings alone.
+    _log_settings(config, run_dir, ranks, max_steps)
+    plan = Plan(per_epoch, _first_step(config, resume_from, checkpoints, per_epoch), max_steps)
+    if plan.first_step >= max_steps:
+        logger.info("The run is complete: %d of %d steps are done.", plan.first_step, max_steps)
+    with step_log(config.log, run_dir, plan, data.order) as log:
+        trainer = Trainer(
+            task,
+            optimizer,
+            precision,
+            plan,
+            config,
+            ranks=ranks,
+            log=log,
+            checkpoints=checkpoints,
+            validate=_validation(model, data, ranks),
+        )
+        trainer.fit(iter(data.train_loader(first_step=plan.first_step, last_step=max_steps)))
+
+
+def _build_task(
+    config: TrainConfig, model: CLIP, ranks: Ranks
+) -> tuple[ContrastiveTask, torch.optim.Optimizer, Precision]:
     frozen = frozen_parts(model, config.model)
     precision = Precision(config.train.precision, ranks.device)
     wrapped = parallelize(model, config, precision, ranks)
-    optimizer = build_optimizer(model, config.optim)
-    settings = to_plain(config)
-    checkpoints = Checkpoints(
-        run_dir, config.run.name, model, optimizer, precision, settings, enabled=config.checkpoint.enabled
-    )
-    plan = _plan(config, data, _first_step(config, resume_from, checkpoints, data))
-    log = StepLog(
-        run_dir,
-        first_step=plan.first_step,
-        max_steps=plan.max_steps,
-        steps_per_epoch=plan.steps_per_epoch,
-        num_padded=data.order.num_padded,
-        global_batch=data.order.global_batch,
-        batch_accuracy=config.log.batch_accuracy,
-        tensorboard=config.log.tensorboard,
-    )
+    pair_loss: PairLoss = module_of("pair_loss", config.loss.type).build(config.loss.options)
     task = ContrastiveTask(
         wrapped,
-        _pair_loss(config),
+        pair_loss,
         config.loss.options,
         precision,
         ranks=ranks,
@@ -93,24 +100,31 @@ def _train(config: TrainConfig, run_dir: RunDir, ranks: Ranks) -> None:
         frozen=frozen,
         seed=config.run.seed,
     )
-    trainer = Trainer(
-        task,
-        optimizer,
-        precision,
-        plan,
-        config,
-        ranks=ranks,
-        log=log,
-        checkpoints=checkpoints,
-        validate=_validation(model, data, ranks),
-    )
-    if plan.first_step >= plan.max_steps:
-        logger.info("The run is complete: %d of %d steps are done.", plan.first_step, plan.max_steps)
-    batches = data.train_loader(first_step=plan.first_step, last_step=plan.max_steps)
-    try:
-        trainer.fit(iter(batches))
-    finally:
-        log.close()
+    return task, build_optimizer(model, config.optim), precision
+
+
+def _log_settings(config: TrainConfig, run_dir: RunDir, ranks: Ranks, max_steps: int) -> None:
+    """The reference's `Params:` lines and files, with what a run finds out for itself filled in as there."""
+    params = reference_params(config) | {
+        "max_steps": max_steps,
+        "rank": ranks.rank,
+        "local_device_rank": ranks.local_rank,
+        "world_size": ranks.world_size,
+        "device": ranks.device,
+        "log_path": run_dir.log,
+        "checkpoint_path": run_dir.checkpoints,
+        "log_level": logging.getLogger().level,
+    }
+    run_dir.write_settings(to_plain(config), params)
+    if ranks.is_main:
+        logger.info("Params:")
+    if ranks.local_rank == 0:
+        for name in sorted(params):
+            logger.info("  %s: %s", name, params[name])
+    if ranks.device.type == "cuda":
+        logger.info("Use GPU: %d for training", ranks.device.index)
+    else:
+        logger.info("Use %s for training", ranks.device.type.upper())
 
 
 def _resume_path(config: TrainConfig, run_dir: RunDir) -> Path | None:
@@ -128,26 +142,15 @@ def _resume_path(config: TrainConfig, run_dir: RunDir) -> Path | None:
 
 
 def _first_step(
-    config: TrainConfig, resume_from: Path | None, checkpoints: Checkpoints, data: TrainingData
+    config: TrainConfig, resume_from: Path | None, checkpoints: Checkpoints, steps_per_epoch: int
 ) -> int:
     """Optimizer steps already done, with the model and optimizer as they were then."""
     if resume_from is None:
         return 0
     position = checkpoints.resume(resume_from, with_optimizer=not config.run.reset_optimizer)
-    step = 0 if config.run.reset_position else steps_done(position, data.order.steps_per_epoch)
+    step = 0 if config.run.reset_position else steps_done(position, steps_per_epoch)
     logger.info("=> loaded checkpoint '%s' (epoch %d @ %d steps)", resume_from, position.epoch, step)
     return step
-
-
-def _plan(config: TrainConfig, data: TrainingData, first_step: int) -> Plan:
-    per_epoch = data.order.steps_per_epoch
-    max_steps = config.train.max_steps or per_epoch * config.train.max_epochs
-    return Plan(per_epoch, first_step, max_steps)
-
-
-def _pair_loss(config: TrainConfig) -> PairLoss:
-    loss: PairLoss = module_of("pair_loss", config.loss.type).build(config.loss.options)
-    return loss
 
 
 def _validation(model: CLIP, data: TrainingData, ranks: Ranks) -> Callable[[], ValidationResult] | None:

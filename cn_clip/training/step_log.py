@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from cn_clip.config.schema import Log
+from cn_clip.data.sampler import EpochOrder
 from cn_clip.files import write_atomically
+from cn_clip.training.plan import Plan
 from cn_clip.training.run_dir import RunDir
 from cn_clip.training.task import StepReport
 from cn_clip.training.validation import ValidationResult
@@ -21,17 +26,14 @@ logger = logging.getLogger(__name__)
 class StepLog:
     """Reports of one rank; only the main rank writes more than log lines."""
 
-    def __init__(
-        self, run_dir: RunDir, *, first_step: int, max_steps: int, steps_per_epoch: int, num_padded: int,
-        global_batch: int, batch_accuracy: bool, tensorboard: bool,
-    ) -> None:  # fmt: skip
-        self._max_steps, self._steps_per_epoch, self._num_padded = max_steps, steps_per_epoch, num_padded
-        self._global_batch, self._batch_accuracy = global_batch, batch_accuracy
-        self._metrics = open_metrics(run_dir.metrics, first_step) if run_dir.writes else None
-        self._board = _board(run_dir.path, first_step) if tensorboard and run_dir.writes else None
-        shown = run_dir.writes and sys.stderr.isatty()
+    def __init__(self, settings: Log, run_dir: RunDir, plan: Plan, order: EpochOrder) -> None:
+        self._plan, self._order, self._batch_accuracy = plan, order, settings.batch_accuracy
+        first_step, writes = plan.first_step, run_dir.writes
+        self._metrics = open_metrics(run_dir.metrics, first_step) if writes else None
+        self._board = _board(run_dir.path, first_step) if settings.tensorboard and writes else None
+        shown = writes and sys.stderr.isatty()
         self._bar = tqdm(
-            total=max_steps, initial=first_step, unit="step", disable=not shown, dynamic_ncols=True
+            total=plan.max_steps, initial=first_step, unit="step", disable=not shown, dynamic_ncols=True
         )
 
     def advance(self) -> None:
@@ -41,11 +43,16 @@ class StepLog:
         self, step: int, report: StepReport, *, lr: float, data_seconds: float, step_seconds: float
     ) -> None:
         """`step` counts from 1."""
-        epoch, done = (step - 1) // self._steps_per_epoch + 1, (step - 1) % self._steps_per_epoch + 1
+        epoch, per_epoch, num_pairs = (
+            self._plan.epoch_of(step),
+            self._plan.steps_per_epoch,
+            self._order.global_batch,
+        )
+        done = (step - 1) % per_epoch + 1
         self._say(
-            f"Global Steps: {step}/{self._max_steps} | "
-            f"Train Epoch: {epoch} [{done * self._global_batch}/{self._num_padded} "
-            f"({100.0 * done / self._steps_per_epoch:.0f}%)] | "
+            f"Global Steps: {step}/{self._plan.max_steps} | "
+            f"Train Epoch: {epoch} [{done * num_pairs}/{self._order.num_padded} "
+            f"({100.0 * done / per_epoch:.0f}%)] | "
             f"Loss: {report.loss:.6f} | "
             + (
                 f"Image2Text Acc: {report.image_to_text_accuracy * 100:.2f} | "
@@ -57,7 +64,7 @@ class StepLog:
             f"Batch Time: {step_seconds:.3f}s | "
             f"LR: {lr:5f} | "
             f"logit_scale: {report.logit_scale:.3f} | "
-            f"Global Batch Size: {self._global_batch}"
+            f"Global Batch Size: {num_pairs}"
         )
         self._record(
             "train",
@@ -68,7 +75,7 @@ class StepLog:
             text_to_image_accuracy=report.text_to_image_accuracy,
             lr=lr,
             logit_scale=report.logit_scale,
-            pairs_per_second=self._global_batch / step_seconds,
+            pairs_per_second=num_pairs / step_seconds,
         )
 
     def begin_valid(self, step: int, epoch: int) -> None:
@@ -112,6 +119,16 @@ class StepLog:
         if self._board:
             for name, number in numbers.items():
                 self._board.add_scalar(f"{kind}/{name}", number, step)
+
+
+@contextmanager
+def step_log(settings: Log, run_dir: RunDir, plan: Plan, order: EpochOrder) -> Iterator[StepLog]:
+    """A StepLog whose files and bar are closed at the end."""
+    log = StepLog(settings, run_dir, plan, order)
+    try:
+        yield log
+    finally:
+        log.close()
 
 
 def open_metrics(

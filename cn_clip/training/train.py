@@ -9,6 +9,7 @@ REPLACEMENTS = {
     "evaluate": "cn_clip.training.validation.validate",
     "get_loss": "cn_clip.training.accumulation.global_loss with a loss of cn_clip.losses.pair",
     "freeze_vision_bn": "cn_clip.parallel.wrap.set_training_mode",
+    "cosineSimilarityLoss": "nothing yet: distillation is not in this version",
     "is_master": "cn_clip.training.main.is_master",
 }
 

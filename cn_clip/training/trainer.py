@@ -5,44 +5,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 
 from cn_clip.config.schema import TrainConfig
 from cn_clip.data.batches import PairBatch
+from cn_clip.errors import TrainingError
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.training.checkpoint import Checkpoints, Position
+from cn_clip.training.plan import Plan, is_due
 from cn_clip.training.schedule import warmup_cosine
 from cn_clip.training.step_log import StepLog
 from cn_clip.training.task import StepReport, Task
 from cn_clip.training.validation import ValidationResult
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long a run is, and where this process starts in it; steps are optimizer steps."""
-
-    steps_per_epoch: int
-    first_step: int
-    max_steps: int
-
-    @property
-    def max_epochs(self) -> int:
-        return math.ceil(self.max_steps / self.steps_per_epoch)
-
-    def epoch_of(self, step: int) -> int:
-        """1-based epoch that the `step`-th step (from 1) belongs to."""
-        return (step - 1) // self.steps_per_epoch + 1
-
-    def ends_epoch(self, step: int) -> bool:
-        return step % self.steps_per_epoch == 0 or step == self.max_steps
-
-
-def is_due(count: int, every: int | None) -> bool:
-    """Whether something that happens each `every` counts happens at this one; None is never."""
-    return every is not None and count % every == 0
 
 
 class Trainer:
@@ -91,6 +67,13 @@ class Trainer:
             group["lr"] = lr
         self._optimizer.zero_grad(set_to_none=True)
         report = self._task.accumulate_gradients(batches, step)
+        if not math.isfinite(
+            report.loss
+        ):  # of the global batch: every rank stops here, and no checkpoint is spoilt
+            raise TrainingError(
+                f"the loss of step {step} is {report.loss}: the checkpoints hold the steps before it; go on from one with "
+                "a lower optim.lr, a longer optim.warmup_steps, or train.precision=amp_bf16"
+            )
         self._precision.step(self._optimizer)
         return report.with_scale(self._task.after_step()), lr
 

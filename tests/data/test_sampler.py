@@ -67,7 +67,7 @@ def test_an_epoch_without_a_step_is_refused() -> None:
 
 
 def test_no_pairs_is_refused() -> None:
-    with pytest.raises(DataError, match="no training pairs"):
+    with pytest.raises(DataError, match="there are no pairs"):
         order(num_pairs=0)
 
 

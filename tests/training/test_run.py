@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cn_clip.data.store import SplitWriter
-from cn_clip.errors import CnClipError, ConfigError, DataError, DeviceError, WeightsError
+from cn_clip.errors import CnClipError, ConfigError, DataError, DeviceError, TrainingError, WeightsError
 from tests.training.conftest import Train, png
 
 PREFIX = r"\d{4}-\d\d-\d\d,\d\d:\d\d:\d\d \| INFO \| Rank 0 \| "
@@ -193,6 +193,8 @@ def test_an_undecodable_picture_is_named_in_one_sentence(
         (("--set=loss.targets=all",), ConfigError, "loss.targets is 'all'"),
         (("--set=loss.type=constrastive",), ConfigError, "contrastive"),
         (("--vision-model=ViT-B-61",), ConfigError, "ViT-B-16"),
+        (("--set=loss.tile=0",), ConfigError, "loss.tile is 0"),
+        (("--context-length=65",), ConfigError, "positions for 64"),
         (("--distillation",), ConfigError, "distill"),
         (("--use-bn-sync",), DeviceError, "GPUs"),
         (("--train-data=/nowhere",), DataError, "/nowhere"),
@@ -205,6 +207,23 @@ def test_what_cannot_be_done_is_said(
     with pytest.raises(error, match=re.escape(sentence)) as caught:
         train("--max-steps=1", *words)
     assert isinstance(caught.value, CnClipError) and "\n" not in str(caught.value)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_a_checkpoint_is_spoilt(
+    train: Train, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match=r"the loss of step \d+ is nan.*lower optim.lr"):
+        train("--max-steps=9", "--lr=1e38", "--save-step-frequency=1", "--warmup=5")
+    saved = list((tmp_path / "run" / "checkpoints").iterdir())
+    assert saved and "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_a_refused_command_leaves_an_old_runs_settings_alone(train: Train) -> None:
+    run = train("--max-steps=1")
+    before = (run / "resolved.yaml").read_bytes()
+    with pytest.raises(WeightsError):
+        train("--max-steps=1", "--resume=/nowhere.pt", "--seed=5")
+    assert (run / "resolved.yaml").read_bytes() == before
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(train: Train) -> None:

@@ -61,7 +61,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if path.is_dir():
         raise WeightsError(f"{path} is a folder: name the weights file inside it")
     if not path.is_file():
-        raise WeightsError(f"there is no weights file {path}")
+        raise WeightsError(
+            f"there is no weights file {path}: put the checkpoint there, or give the path of one you have"
+        )
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if is_jit_archive(path):

@@ -29,6 +29,10 @@ class TowerFacts:
         return f"a {self.tower} with " + ", ".join(f"{name} {value}" for name, value in self.facts.items())
 
 
+RESNET_STRIDE_PX = 32
+"""Side of the picture's part behind one cell of a ResNet's last feature map."""
+
+
 def guess_towers(weights: Weights) -> tuple[str, str]:
     """Names of the image and the text preset that weights in the model's own layout fit."""
     image, text = _image_name(weights), _text_name(weights)
@@ -41,8 +45,16 @@ def guess_towers(weights: Weights) -> tuple[str, str]:
 
 
 def guess_image_px(weights: Weights) -> int | None:
-    """Picture side the position embedding was made for; None when there is none to tell from."""
-    return _image_facts(weights).facts.get("image_px")
+    """Picture side the position embedding was made for; None when there is none to tell from.
+
+    A grid leaves the part of a cell open that the picture ends in: the preset's own side where it has the same grid.
+    """
+    facts = _image_facts(weights).facts
+    px, cell_px = facts.get("image_px"), facts.get("patch_px", RESNET_STRIDE_PX)
+    name = _image_name(weights)
+    if name is not None and px is not None and image_preset(name).image_px // cell_px == px // cell_px:
+        return image_preset(name).image_px
+    return px
 
 
 def describe_towers(weights: Weights) -> str:
@@ -93,7 +105,9 @@ def _image_facts(weights: Weights) -> TowerFacts:
         facts["layers"] = tuple(_count(weights, rf"visual\.layer{stage}\.(\d+)\.") for stage in range(1, 5))
         facts["embed_dim"] = weights["visual.attnpool.c_proj.weight"].shape[0]
         if "visual.attnpool.positional_embedding" in weights:
-            facts["image_px"] = 32 * math.isqrt(len(weights["visual.attnpool.positional_embedding"]) - 1)
+            facts["image_px"] = RESNET_STRIDE_PX * math.isqrt(
+                len(weights["visual.attnpool.positional_embedding"]) - 1
+            )
         return TowerFacts("resnet", facts)
     return TowerFacts(None, {})
 

@@ -132,7 +132,11 @@ def resize_pos_embed(
             continue  # other widths are an error of the load that follows
         old_side, new_side = math.isqrt(len(old) - 1), math.isqrt(len(new) - 1)
         _log.info(
-            "Resizing position embedding from %d x %d to %d x %d", old_side, old_side, new_side, new_side
+            "Resizing position embedding grid-size from (%d, %d) to (%d, %d)",
+            old_side,
+            old_side,
+            new_side,
+            new_side,
         )
         state_dict[prefix + key] = resized_positions(old, new_side, interpolation)
 

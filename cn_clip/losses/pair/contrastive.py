@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from cn_clip.config.schema import number
 from cn_clip.losses.pair import PairLoss, SharedOptions
 from cn_clip.losses.tiles import contrastive_gradients
 
@@ -19,7 +20,7 @@ class Options(SharedOptions):
     targets: Literal["diagonal", "positives", "mask"] = "diagonal"
     """Which caption is right for a picture: `diagonal` its own pair only; `positives` every pair with the same picture
     id, text id or caption text; `mask` its own, and those others are left out of the sum of negatives."""
-    tile: int = 4096
+    tile: int = number(4096, at_least=1)
     """Rows and columns of one tile of the logits: bounds memory, changes nothing else."""
 
 

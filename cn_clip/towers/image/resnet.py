@@ -6,7 +6,6 @@ Shapes: B pictures, C H W picture, P positions of the last feature map, D its ch
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +13,6 @@ from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
 from cn_clip.towers.image import ImageTower
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +43,15 @@ class ResNetTower(ModifiedResNet):
             width=options.width,
         )
         self.image_px = options.image_px
-        self._told_about_masking = False
 
     @property
     def dtype(self) -> torch.dtype:
         return self.conv1.weight.dtype
 
     def forward(self, images_BCHW: Tensor, mask_ratio: float = 0.0) -> Tensor:
-        if mask_ratio > 0 and not self._told_about_masking:
-            _log.info("mask_ratio %g is ignored: a ResNet has no patches to leave out", mask_ratio)
-            self._told_about_masking = True
-        return super().forward(images_BCHW)
+        return super().forward(
+            images_BCHW
+        )  # FLIP is for patches, which a ResNet has not: the ratio changes nothing
 
     def patches(self, images_BCHW: Tensor) -> Tensor:
         features = self.stem(images_BCHW)
