@@ -23,6 +23,19 @@ def describe(cls: type, where: str = "") -> dict[str, str]:
     return meanings
 
 
+def defaults(cls: type, where: str = "") -> dict[str, object]:
+    """Dotted setting path -> its default, for every field of `cls` and of the sections in it that has one."""
+    found: dict[str, object] = {}
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        path = f"{where}{field.name}"
+        if dataclasses.is_dataclass(hints[field.name]) and "part" not in field.metadata:
+            found.update(defaults(hints[field.name], f"{path}."))
+        elif field.default is not dataclasses.MISSING:
+            found[path] = field.default
+    return found
+
+
 def field_docs(cls: type) -> dict[str, str]:
     """Field name -> the string written beneath it, on one line; bases included."""
     docs: dict[str, str] = {}

@@ -167,9 +167,9 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The reference's flags with `SUPPRESS` as default: a namespace holds what was typed and nothing else."""
-    from cn_clip.config.describe import describe  # reads source files: only for a parser, which --help needs
+    from cn_clip.config.describe import defaults, describe  # reads source files: only for a parser
 
-    meanings = describe(TrainConfig)
+    meanings, default_of = describe(TrainConfig), defaults(TrainConfig)
     words = _Parser(
         argument_default=argparse.SUPPRESS,
         description="Train image and text towers on pairs.",
@@ -184,7 +184,11 @@ def parser() -> argparse.ArgumentParser:
     )
     for flag in FLAGS:
         parts = [f"[{flag.setting}] {meanings.get(flag.setting, '')}".strip()] if flag.setting else []
-        help_text = " ".join([*parts, f"({flag.note})" if flag.note else ""]).replace("%", "%%").strip()
+        if flag.note:
+            parts.append(f"({flag.note})")
+        if flag.kind is not bool and flag.setting in default_of:
+            parts.append(f"[default: {default_of[flag.setting]}]")
+        help_text = " ".join(parts).replace("%", "%%")
         if flag.kind is bool:
             words.add_argument(flag.name, dest=flag.dest, action="store_true", help=help_text)
         else:
