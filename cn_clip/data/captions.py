@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
@@ -56,9 +57,8 @@ def _read_row(line: bytes, row: int, where: str, labelled: bool) -> Caption:
         raise DataError(f"{where}, column {error.start + 1}: not UTF-8; save the file as UTF-8") from error
     except json.JSONDecodeError as error:
         cut = "" if line.endswith(b"\n") else " (the last line, which may be cut)"
-        raise DataError(
-            f"{where}, column {error.colno}{cut}: not JSON ({error.msg}); give {_SHAPE}"
-        ) from error
+        reason = "a number has leading zeros, which are not allowed" if _at_leading_zero(error) else error.msg
+        raise DataError(f"{where}, column {error.colno}{cut}: not JSON ({reason}); give {_SHAPE}") from error
     except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
         raise DataError(f"{where}: cannot be read ({error}); give {_SHAPE}") from error
     if not isinstance(fields, dict):
@@ -75,9 +75,17 @@ def _read_row(line: bytes, row: int, where: str, labelled: bool) -> Caption:
     )
 
 
+def _at_leading_zero(error: json.JSONDecodeError) -> bool:
+    # after `0` JSON's number is over, so a digit there is what the parser stumbles on
+    return re.fullmatch("0[0-9]", error.doc[max(0, error.pos - 1) : error.pos + 1]) is not None
+
+
 def _read_id(value: Any, where: str) -> int:  # Any: whatever the JSON held
     if type(value) is not int or abs(value) > MAX_ID:  # `True` is an int too, but no id
-        raise DataError(f"{where}: {_shown(value)} is not a whole number of 64 bits; ids must be numbers")
+        raise DataError(
+            f"{where}: {_shown(value)} is not a whole number of 64 bits; "
+            "ids must be numbers without quotes and leading zeros"
+        )
     return value
 
 

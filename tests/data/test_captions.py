@@ -55,6 +55,19 @@ def test_bom_windows_line_ends_and_blank_lines(tmp_path: Path) -> None:
             b'{"text_id": 1, "text": "a", "image_ids": ["5"]}',
             "row 2, field image_ids: '5' is not a whole number",
         ),
+        (
+            b'{"text_id": 1, "text": "a", "image_ids": ["007"]}',
+            "'007' is not a whole number of 64 bits; ids must be numbers without quotes and leading zeros",
+        ),
+        (
+            b'{"text_id": 1, "text": "a", "image_ids": [5, 007]}\n',
+            "row 2, column 47: not JSON .a number has leading zeros, which are not allowed.",
+        ),
+        (
+            b'{"text_id": -00, "text": "a", "image_ids": []}\n',
+            "column 15: not JSON .a number has leading zeros",
+        ),
+        (b'{"text_id": 0 0, "text": "a", "image_ids": []}\n', "column 15: not JSON .Expecting"),
         (b'{"text_id": 1, "text": "\xff", "image_ids": []}', "row 2, column 25: not UTF-8"),
         (b"[" * 100_000, "row 2: cannot be read"),
     ],

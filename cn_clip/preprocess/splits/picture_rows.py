@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from cn_clip.preprocess.splits.picture_check import find_fault
 
 _BOM = b"\xef\xbb\xbf"
 _MAX_ROW_BYTES = 512 << 20  # a file without line ends must not be read into memory whole
+_LEADING_ZEROS = re.compile(rb"-?0[0-9]+")
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 
@@ -76,6 +78,11 @@ def _read_id(column: bytes, where: str) -> int:
         image_id = None
     if image_id is None or b"%d" % image_id != column or abs(image_id) > MAX_ID:  # no `007`, `1_000` or `+5`
         shown = column[:40].decode("utf-8", "replace")
+        if _LEADING_ZEROS.fullmatch(column):
+            raise DataError(
+                f"{where}, column 1: {shown!r} has leading zeros, which are not allowed; "
+                "write the number without them, in the captions too"
+            )
         raise DataError(f"{where}, column 1: {shown!r} is not a whole number of 64 bits; number the pictures")
     return image_id
 
