@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from cn_clip.clip.model import build_model
+from cn_clip.clip.presets import text_preset
 from cn_clip.data.store import SplitWriter
 from cn_clip.errors import ConfigError, DataError, WeightsError
 from cn_clip.eval import extract_features
@@ -129,6 +130,38 @@ def test_captions_are_lower_cased_and_their_quotes_straightened(data: Path, weig
     extract_features.main(words(data, weights))
     _, _, _, texts = features(data)
     torch.testing.assert_close(texts[0], texts[1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("length", "line"),
+    [
+        (
+            "20",
+            "1 of 5 captions is longer than 20 tokens and was cut: raise --context-length (at most {most})",
+        ),
+        (
+            "4",
+            "3 of 5 captions are longer than 4 tokens and were cut: raise --context-length (at most {most})",
+        ),
+        ("52", None),
+    ],
+)
+def test_captions_that_are_cut_are_counted_in_one_line(
+    data: Path, weights: Path, caplog: pytest.LogCaptureFixture, length: str, line: str | None
+) -> None:
+    extract_features.main(words(data, weights, f"--context-length={length}"))
+    most = text_preset("tiny-bert").options["max_positions"]
+    assert caplog.messages == ([] if line is None else [line.format(most=most)])
+
+
+def test_the_longest_context_is_not_to_be_raised(
+    data: Path, weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    most = text_preset("tiny-bert").options["max_positions"]
+    (data / "test_texts.jsonl").write_text(json.dumps({"text_id": 1, "text": "猫" * most}))
+    extract_features.main(words(data, weights, f"--context-length={most}"))
+    said = f"1 of 1 captions is longer than {most} tokens and was cut: the text tower takes no longer ones"
+    assert caplog.messages == [said]
 
 
 @pytest.mark.parametrize("num_workers", ["0", "1"])

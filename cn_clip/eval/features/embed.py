@@ -5,20 +5,24 @@ Shapes: B rows of a batch, E embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 from tqdm import tqdm
 
+from cn_clip.clip.tokenizer import count_truncated
 from cn_clip.clip.transform import exact_transform, fast_transform
-from cn_clip.data.captions import read_captions
+from cn_clip.data.captions import Caption, preprocess_text, read_captions
 from cn_clip.data.store import ImageStore
 from cn_clip.errors import ConfigError, DataError
 from cn_clip.eval.features.encoder import Encoder
 from cn_clip.eval.features.files import write_features
 from cn_clip.eval.features.inputs import Batch, Pictures, caption_batches, picture_batches
+
+log = logging.getLogger(__name__)
 
 TRANSFORMS = {"exact": exact_transform, "fast": fast_transform}
 
@@ -47,9 +51,33 @@ class TextJob:
         if not captions:
             raise DataError(f"{self.captions} has no captions: give a JSONL of text_id and text")
         _check_batch_size("--text-batch-size", self.batch_size)
-        batches = caption_batches(captions, encoder.tokenizer(self.context_length), self.batch_size)
+        tokenizer = encoder.tokenizer(self.context_length)
+        if tokenizer.own is None:  # another tower's tokenizer does not count what it cuts
+            self._warn_of_cut(captions, encoder.max_context_length())
+        batches = caption_batches(captions, tokenizer, self.batch_size)
         rows = embed(_bar(batches, "texts", len(captions), self.batch_size), encoder.encode_texts)
         return write_features(self.output, "text_id", rows)
+
+    def _warn_of_cut(self, captions: Sequence[Caption], max_length: int | None) -> None:
+        num_cut = count_truncated(
+            (preprocess_text(caption.text) for caption in captions), self.context_length
+        )
+        if not num_cut:
+            return
+        if max_length is not None and self.context_length >= max_length:
+            next_step = "the text tower takes no longer ones"
+        else:
+            limit = "" if max_length is None else f" (at most {max_length})"
+            next_step = f"raise --context-length{limit}"
+        log.warning(
+            "%d of %d captions %s longer than %d tokens and %s cut: %s",
+            num_cut,
+            len(captions),
+            "is" if num_cut == 1 else "are",
+            self.context_length,
+            "was" if num_cut == 1 else "were",
+            next_step,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

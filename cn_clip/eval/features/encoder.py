@@ -68,6 +68,11 @@ class Encoder:
         """Captions to ids as the text tower reads them."""
         return TowerTokenizer.of(text_preset(self.text_name), context_length, self.model.bert.pad_id)
 
+    def max_context_length(self) -> int | None:
+        """Longest caption the text tower takes, in tokens; None if its preset does not say."""
+        length: int | None = text_preset(self.text_name).options.get("max_positions")
+        return length
+
     def _autocast(self) -> AbstractContextManager[Any]:  # Any: what torch.autocast yields is not used
         if self.precision != "amp_bf16":
             return nullcontext()
