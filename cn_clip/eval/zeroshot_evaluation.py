@@ -12,13 +12,14 @@ from collections.abc import Sequence
 
 from cn_clip.errors import run_door
 from cn_clip.eval.params import format_params
-from cn_clip.eval.zeroshot.flags import zeroshot_parser
+from cn_clip.eval.zeroshot.flags import check_sizes, zeroshot_parser
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Evaluate, write the predictions and print the result."""
     flags = zeroshot_parser(__doc__).parse_args(words)
     print(format_params(flags))
+    check_sizes(flags)
 
     from cn_clip.clip.presets import image_preset
     from cn_clip.eval.device import pick_device

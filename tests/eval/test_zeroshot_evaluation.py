@@ -97,6 +97,8 @@ def test_the_learned_scale_softens_predictions(
         ("--text-model", "RBT33", "RBT33"),
         ("--device", "cuda:99", "cuda:99"),
         ("--context-length", "1", "context_length is 1"),
+        ("--img-batch-size", "0", "^--img-batch-size is 0, which should be at least 1$"),
+        ("--num-workers", "-1", "^--num-workers is -1, which should be 0 or more$"),
         ("--vision-model", "tiny-resnet", "image tower tiny-vit"),
     ],
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from cn_clip.errors import ConfigError
+
 
 def zeroshot_parser(description: str | None) -> argparse.ArgumentParser:
     """Parser of the command; no torch is imported."""
@@ -43,3 +45,11 @@ def zeroshot_parser(description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     return parser
+
+
+def check_sizes(flags: argparse.Namespace) -> None:
+    """ConfigError for a batch size or number of processes that cannot be."""
+    if flags.img_batch_size < 1:
+        raise ConfigError(f"--img-batch-size is {flags.img_batch_size}, which should be at least 1")
+    if flags.num_workers < 0:
+        raise ConfigError(f"--num-workers is {flags.num_workers}, which should be 0 or more")
