@@ -8,17 +8,17 @@ import sys
 if __name__ == "__main__":  # run by path: this checkout first on sys.path, and not the door's own folder
     sys.path[0] = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 
-import argparse
 from collections.abc import Mapping, Sequence
 
 from cn_clip.errors import CnClipError, run_door
 from cn_clip.eval.retrieval import scoring
 from cn_clip.eval.retrieval.files import TEXT_TO_IMAGE, read_answers, read_predictions
+from cn_clip.eval.retrieval.flags import score_parser
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Score a prediction file into a JSON; a failure is written there too and ends with an exit code not 0."""
-    flags = _parser().parse_args(words)
+    flags = score_parser(str(__doc__), TEXT_TO_IMAGE).parse_args(words)
     print(f"Read standard from {flags.annotations}")
     print(f"Read user submit file from {flags.predictions}")
     try:
@@ -51,22 +51,6 @@ def read_reference(path: str) -> dict[int, list[int]]:
 def report_score(r1: float, r5: float, r10: float, out_p: str) -> None:
     """Write the score JSON of three recalls, each 0 to 1."""
     scoring.write_score(out_p, (r1, r5, r10))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("annotations", help="JSONL of right answers: text_id and image_ids")
-    parser.add_argument("predictions", help="JSONL of predictions: text_id and image_ids, best first")
-    parser.add_argument("output", help="JSON to write the score to, in percent")
-    parser.add_argument(
-        "--top-k",
-        type=int,
-        default=scoring.DEFAULT_NUM_FOUND,
-        metavar="K",
-        help="predictions that each text must have (default: %(default)s); give the number of images when there are "
-        "fewer than 10, or the --top-k of the search",
-    )
-    return parser
 
 
 if __name__ == "__main__":

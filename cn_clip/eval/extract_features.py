@@ -85,9 +85,8 @@ def _check(flags: argparse.Namespace) -> tuple[str, str]:
 def _num_workers(asked: int | None, device_type: str) -> int:
     if asked is not None:
         return asked
-    return (
-        min(8, os.cpu_count() or 1) if device_type == "cuda" else 0
-    )  # on a CPU they would fight the model for it
+    # on a CPU they would fight the model for the cores
+    return min(8, os.cpu_count() or 1) if device_type == "cuda" else 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,8 +1,11 @@
-"""Flags of the two top-k commands, which differ only in who asks."""
+"""Flags of the top-k and the scoring commands, each a pair that differs only in who asks."""
 
 from __future__ import annotations
 
 import argparse
+
+from cn_clip.eval.retrieval.files import Direction
+from cn_clip.eval.retrieval.scoring import DEFAULT_NUM_FOUND
 
 
 def search_parser(description: str, gallery: str) -> argparse.ArgumentParser:
@@ -27,5 +30,24 @@ def search_parser(description: str, gallery: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--device", default="auto", help="auto (CUDA when there is one), cpu or cuda (default: auto)"
+    )
+    return parser
+
+
+def score_parser(description: str, direction: Direction) -> argparse.ArgumentParser:
+    """Parser of a scoring command: three files by position, as in the reference."""
+    asks, found = direction.query.removesuffix("_id"), direction.found.removesuffix("_ids")
+    rows = f"{direction.query} and {direction.found}"
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("annotations", help=f"JSONL of right answers: {rows}")
+    parser.add_argument("predictions", help=f"JSONL of predictions: {rows}, best first")
+    parser.add_argument("output", help="JSON to write the score to, in percent")
+    parser.add_argument(
+        "--top-k",
+        type=int,
+        default=DEFAULT_NUM_FOUND,
+        metavar="K",
+        help=f"predictions that each {asks} must have (default: %(default)s); give the number of {found}s when there "
+        "are fewer than 10, or the --top-k of the search",
     )
     return parser

@@ -154,9 +154,7 @@ def _search_exhaustively(query_qE: Tensor, gallery_GE: Tensor, k: int, block: in
 def _sort_keys(scores: Tensor, places: Tensor) -> Tensor:
     """Integers that order by score and, where scores are equal, put the lower place higher."""
     bits = (scores + 0.0).view(torch.int32).long()  # + 0.0: -0.0 equals 0.0
-    ordered = torch.where(
-        bits < 0, bits ^ 0x7FFFFFFF, bits
-    )  # float bits below zero count the other way round
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # bits of floats below zero count downwards
     return (ordered << 32) + (_LOW_BITS - places)
 
 
