@@ -31,11 +31,8 @@ _HOME = {
     "load_from_name": "utils",
     "tokenize": "utils",
 }
-_MODULES = (
-    "bert_tokenizer",
-    "model",
-    "utils",
-)  # the reference imports them, so `cn_clip.clip.model` must just be there
+# the reference imports them, so `cn_clip.clip.model` must just be there
+_MODULES = ("bert_tokenizer", "model", "utils")
 
 
 def __getattr__(name: str) -> Any:  # Any: a function, a class, a module or the tokenizer, by `name`

@@ -16,9 +16,8 @@ from cn_clip.errors import DeviceError, LaunchError
 
 logger = logging.getLogger(__name__)
 
-JOIN_TIMEOUT = timedelta(
-    minutes=30
-)  # a rank may decode its first batches for long before the first collective
+# a rank may decode its first batches for long before the first collective
+JOIN_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,8 @@ def accumulate(
         # Each rank knows the scale's whole gradient: it adds 1/W of it, once, where the gradients meet.
         surrogate = surrogate + features.scale * (loss.scale / world_size if with_scale else 0.0)
         if surrogate.requires_grad:  # a frozen tower with a frozen scale has nothing to learn from
-            precision.backward(
-                world_size * surrogate
-            )  # the engine averages over W; the loss asks for the sum
+            # The engine averages over W; the loss asks for the sum.
+            precision.backward(world_size * surrogate)
 
     if num_batches == 1:
         features = encode(0)

@@ -72,9 +72,8 @@ def _image_name(weights: Weights) -> str | None:
     for name in image_preset_names():
         preset = image_preset(name)
         if preset.tower == found.tower and _agrees(preset.options, shape):
-            fitting.append(
-                (abs(preset.image_px - px) if px else 0, name)
-            )  # of equal towers the nearest picture size
+            # of equal towers the nearest picture size
+            fitting.append((abs(preset.image_px - px) if px else 0, name))
     return min(fitting)[1] if fitting else None
 
 

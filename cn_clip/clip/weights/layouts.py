@@ -106,10 +106,8 @@ def _split_bert_layer(state_dict: Weights, layer: str) -> None:
         state_dict[f"{layer}.attention.output.dense.{kind}"] = output
 
 
-POSITION_KEYS = (
-    "visual.positional_embedding",
-    "visual.attnpool.positional_embedding",
-)  # of a ViT, of a ResNet
+POSITION_KEYS = ("visual.positional_embedding", "visual.attnpool.positional_embedding")
+"""Of a ViT, of a ResNet."""
 
 
 def resize_pos_embed(

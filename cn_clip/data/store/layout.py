@@ -50,9 +50,8 @@ def encode_meta(kind: str, count: int) -> bytes:
 
 def encode_pair(image_id: int, text_id: int, caption: str, store_format: Format) -> bytes:
     if store_format == "reference":
-        return pickle.dumps(
-            (image_id, text_id, caption), protocol=4
-        )  # what Python 3.8 to 3.13 write by default
+        # protocol 4 is what Python 3.8 to 3.13 write by default
+        return pickle.dumps((image_id, text_id, caption), protocol=4)
     record = [image_id, text_id, caption]
     try:
         return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()

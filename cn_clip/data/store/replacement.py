@@ -91,9 +91,8 @@ class Replacement:
 def _lock_folder(folder: Path, target: Path) -> int:
     """Descriptor that holds the folder for this process until it is closed or the process ends, however it ends."""
     if sys.platform == "win32":
-        return os.open(
-            os.devnull, os.O_RDONLY
-        )  # folders cannot be opened there; LMDB's own lock guards the files
+        # folders cannot be opened there; LMDB's own lock guards the files
+        return os.open(os.devnull, os.O_RDONLY)
     import fcntl
 
     descriptor = os.open(folder, os.O_RDONLY)

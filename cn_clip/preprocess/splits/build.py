@@ -124,9 +124,8 @@ def _add_pictures(files: SplitFiles, writer: SplitWriter) -> _Seen:
     num_rows = last_row = 0
     bar = tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, disable=None)
     with bar, warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", module=r"PIL\."
-        )  # remarks on odd metadata, without saying of which row
+        # PIL remarks on odd metadata without saying of which row
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         for picture in read_pictures(path):
             num_rows, last_row = num_rows + 1, picture.row
             writer.add_image(picture.image_id, picture.picture, f"{path} row {picture.row}")

@@ -42,7 +42,6 @@ def _ends_whole(picture: bytes, format: str | None) -> bool:
         case "GIF":
             return picture.endswith(b"\x3b")
         case "WEBP":
-            return int.from_bytes(picture[4:8], "little") + 8 <= len(
-                picture
-            )  # RIFF counts what follows its size
+            after_size = int.from_bytes(picture[4:8], "little")  # RIFF counts what follows its size
+            return after_size + 8 <= len(picture)
     return False

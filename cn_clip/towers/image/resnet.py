@@ -49,9 +49,8 @@ class ResNetTower(ModifiedResNet):
         return self.conv1.weight.dtype
 
     def forward(self, images_BCHW: Tensor, mask_ratio: float = 0.0) -> Tensor:
-        return super().forward(
-            images_BCHW
-        )  # FLIP is for patches, which a ResNet has not: the ratio changes nothing
+        # FLIP leaves out patches, which a ResNet has not: the ratio changes nothing.
+        return super().forward(images_BCHW)
 
     def patches(self, images_BCHW: Tensor) -> Tensor:
         features = self.stem(images_BCHW)
