@@ -180,9 +180,8 @@ def _read_picture(path: Path, where: str) -> bytes:
     except OSError as error:
         raise DataError(f"{where}: cannot read {path}: {error.strerror}") from error
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", module=r"PIL\."
-        )  # remarks on odd metadata, without saying of which file
+        # PIL remarks on odd metadata without saying of which file
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         fault = find_fault(picture)
     if fault is not None:
         raise DataError(f"{where}: {path}: {fault}; mend the file or take the row out")

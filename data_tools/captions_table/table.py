@@ -65,9 +65,7 @@ def _rows_of(path: Path, columns: Columns) -> Iterator[TableRow]:
 
 def _cells_of(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line on which it starts, cells) of each row that is not blank."""
-    reader = csv.reader(
-        _lines_of(path), strict=True
-    )  # strict: a quote never closed is an error, not a huge cell
+    reader = csv.reader(_lines_of(path), strict=True)  # a quote never closed is an error, not a huge cell
     start = 1
     try:
         for cells in reader:
