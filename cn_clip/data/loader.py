@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from typing import cast
@@ -16,8 +15,6 @@ from cn_clip.data.pairs import PairSource
 from cn_clip.data.randomness import seeded_by
 from cn_clip.data.sampler import PairKey
 from cn_clip.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 ReadImage = Callable[[bytes], Tensor]
 """An encoded picture -> (C, H, W); raises DataError when it cannot be decoded."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +12,6 @@ import torch
 import torch.distributed as dist
 
 from cn_clip.errors import DeviceError, LaunchError
-
-logger = logging.getLogger(__name__)
 
 # a rank may decode its first batches for long before the first collective
 JOIN_TIMEOUT = timedelta(minutes=30)

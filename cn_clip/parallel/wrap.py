@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, TypeVar
@@ -13,8 +12,6 @@ from torch.nn.parallel import DistributedDataParallel
 from cn_clip.config.schema import Parallel
 from cn_clip.errors import DeviceError
 from cn_clip.parallel.ranks import Ranks
-
-logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=nn.Module)
 

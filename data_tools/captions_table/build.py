@@ -58,9 +58,7 @@ def transform_table(options: Options) -> Summary:
     _check(options)
     table = read_table(options.csv, options.columns)
     _require_pictures(table, options)
-    rows = list({(row.name, row.caption): row for row in reversed(table)}.values())[
-        ::-1
-    ]  # the first of repeats
+    rows = _without_repeats(table)
     image_ids = {name: image_id for image_id, name in enumerate(sorted({row.name for row in rows}))}
     names = split_names(list(image_ids), options)
     _make_folder(options.output_dir)
@@ -84,6 +82,7 @@ def transform_table(options: Options) -> Summary:
 
 
 def _without_repeats(table: Iterable[TableRow]) -> list[TableRow]:
+    """The first of rows with the same picture and caption, in the table's order."""
     first: dict[tuple[str, str], TableRow] = {}
     for row in table:
         first.setdefault((row.name, row.caption), row)
