@@ -59,7 +59,8 @@ def test_format_2_is_what_the_layout_says(tmp_path: Path) -> None:
     split = write_split(tmp_path / "train")
     with lmdb.open(str(split / "pairs"), readonly=True, lock=False) as env, env.begin() as transaction:
         assert json.loads(transaction.get(b"1")) == [9, 1, "一只猫"]
-        assert json.loads(transaction.get(b"meta")) == {"format": "cn_clip pairs", "version": 2, "count": 3}
+        meta = json.loads(transaction.get(b"meta"))
+        assert (meta["format"], meta["version"], meta["count"]) == ("cn_clip pairs", 2, 3)
         with pytest.raises(ValueError, match="--format reference"):  # what the old program runs into
             int(transaction.get(b"num_samples").decode())
     with lmdb.open(str(split / "imgs"), readonly=True, lock=False) as env, env.begin() as transaction:

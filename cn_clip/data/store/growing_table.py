@@ -1,82 +1,119 @@
-"""An LMDB folder being written: in batches, growing as it fills, durable when finished."""
+"""An LMDB folder being written: its map grows with what is in it, and what is in it is durable when finished."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lmdb
 
 from cn_clip.errors import DataError
 
-_BATCH_BYTES = 8 << 20  # held in memory, and written again when the map turns out too small for them
-_BATCH_ROWS = 10_000
+_BATCH_BYTES = 8 << 20  # of values in one transaction: LMDB holds them in memory until it ends
+_BATCH_ROWS = 4096
 _FIRST_MAP_BYTES = 64 << 20
 _GROWTH = 1.5
 
 
 class GrowingTable:
-    """New LMDB folder; a key may come twice only with the same value."""
+    """New LMDB folder, or one that gets more rows; nobody else may have it open."""
 
     def __init__(self, folder: Path) -> None:
-        self.num_repeats = 0
+        self.num_bytes = 0
+        """Put so far, in whole pages where a value has its own."""
         self._folder = folder
-        self._batch: list[tuple[bytes, bytes, str]] = []
-        self._batch_bytes = 0
-        try:
-            # sync=False: the folder is not looked at before `finish` made it durable
-            self._env = lmdb.open(str(folder), map_size=_FIRST_MAP_BYTES, sync=False, meminit=False)
+        self._transaction: lmdb.Transaction | None = None
+        with self._reporting():
+            # sync=False: the folder is not looked at before `finish` made it durable. lock=False: it lies in a folder
+            # that `Replacement` has locked. Memory is initialised, or bytes of this process would end up in the file.
+            self._env = lmdb.open(str(folder), map_size=_FIRST_MAP_BYTES, sync=False, lock=False)
+            self._page_bytes = int(self._env.stat()["psize"])
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Keep a value, in the place of the one that this key had."""
+        cost = self._own_pages_bytes(value)
+        try:  # not the context manager of the others: this is called for every row
+            self._writing(cost).put(key, value)
         except (lmdb.Error, OSError) as error:
-            raise _write_error(folder, error) from error
+            raise write_error(self._folder, error) from error
+        self._room_bytes -= cost
+        self._room_rows -= 1
+        self.num_bytes += cost or len(value)
 
-    def put(self, key: bytes, value: bytes, source: str) -> None:
-        """Keep a value; a DataError beginning with `source` follows if the key has another one."""
-        self._batch.append((key, value, source))
-        self._batch_bytes += len(value)
-        if self._batch_bytes >= _BATCH_BYTES or len(self._batch) >= _BATCH_ROWS:
-            self.flush()
+    def get(self, key: bytes) -> bytes | None:
+        """What stands under this key, written a moment ago or long before."""
+        try:
+            value = self._writing(0).get(key)
+        except (lmdb.Error, OSError) as error:
+            raise write_error(self._folder, error) from error
+        return None if value is None else bytes(value)
 
-    def flush(self) -> None:
-        """Write what is held, with a larger map whenever this one is full."""
-        while self._batch:
-            try:
-                self.num_repeats += self._write_batch()
-            except lmdb.MapFullError:
-                self._env.set_mapsize(int(self._env.info()["map_size"] * _GROWTH) + self._batch_bytes)
-            except (lmdb.Error, OSError) as error:
-                raise _write_error(self._folder, error) from error
-            else:
-                self._batch, self._batch_bytes = [], 0
+    def walk_keys(self) -> Iterator[bytes]:
+        """Every key in LMDB order; nothing may be put meanwhile."""
+        with self._reporting(), self._writing(0).cursor() as cursor:
+            yield from map(bytes, cursor.iternext(keys=True, values=False))
 
     def finish(self) -> None:
         """Everything written and on the disk."""
-        self.flush()
-        try:
+        with self._reporting():
+            self._commit()
             self._env.sync(True)
-        except (lmdb.Error, OSError) as error:
-            raise _write_error(self._folder, error) from error
         self.close()
 
     def close(self) -> None:
+        if self._transaction is not None:
+            self._transaction.abort()
+            self._transaction = None
         self._env.close()
-        (self._folder / "lock.mdb").unlink(missing_ok=True)  # readers do not lock a finished store
 
-    def _write_batch(self) -> int:
-        """Number of repeated values; nothing of the batch is kept when this raises."""
-        num_repeats = 0
-        with self._env.begin(write=True) as transaction:
-            for key, value, source in self._batch:
-                if not transaction.put(key, value, overwrite=False):
-                    if transaction.get(key) != value:
-                        raise DataError(
-                            f"{source}: id {key.decode()} was given before with other content; "
-                            "give every picture an id of its own"
-                        )
-                    num_repeats += 1
-        return num_repeats
+    def _own_pages_bytes(self, value: bytes) -> int:
+        """Bytes of the pages that hold this value alone; 0 when it shares a page with others."""
+        if len(value) < self._page_bytes // 2:
+            return 0
+        num_pages = -(
+            -(len(value) + 16) // self._page_bytes
+        )  # the first one begins with a header of 16 bytes
+        return num_pages * self._page_bytes
+
+    def _writing(self, num_bytes: int) -> lmdb.Transaction:
+        """A transaction with room for one more row of this size."""
+        if self._transaction is None:
+            return self._begin(num_bytes)
+        if self._room_rows == 0 or self._room_bytes < num_bytes:
+            self._commit()
+            return self._begin(num_bytes)
+        return self._transaction
+
+    def _begin(self, num_bytes: int) -> lmdb.Transaction:
+        """A new transaction that cannot run out of map, since what a full one leaves behind would be lost."""
+        self._room_bytes, self._room_rows = max(_BATCH_BYTES, num_bytes), _BATCH_ROWS
+        # a row copies the pages on its way down the tree, and may split each of them
+        pages_of_a_row = 2 * (self._env.stat()["depth"] + 2)
+        needed_pages = self._env.info()["last_pgno"] + 1 + pages_of_a_row * _BATCH_ROWS
+        needed_bytes = needed_pages * self._page_bytes + self._room_bytes
+        map_bytes = self._env.info()["map_size"]
+        if map_bytes < needed_bytes:
+            self._env.set_mapsize(max(needed_bytes, int(map_bytes * _GROWTH)))
+        self._transaction = self._env.begin(write=True)
+        return self._transaction
+
+    def _commit(self) -> None:
+        if self._transaction is not None:
+            transaction, self._transaction = self._transaction, None
+            transaction.commit()
+
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        except (lmdb.Error, OSError) as error:
+            raise write_error(self._folder, error) from error
 
 
-def _write_error(folder: Path, error: Exception) -> DataError:
+def write_error(folder: Path, error: Exception) -> DataError:
+    """What to say when a folder of the new split cannot be written."""
     return DataError(
         f"cannot write {folder} ({_reason(folder, error)}): free some space or choose another folder, and run the same "
         "command again; what was there before is untouched"

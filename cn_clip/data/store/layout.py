@@ -3,10 +3,18 @@
 | folder | key | format 2 (ours) | format 1 (the reference's) |
 |---|---|---|---|
 | pairs | ascii `0` … `N-1` | JSON `[image_id, text_id, caption]` | pickle of `(image_id, text_id, caption)` |
+| pairs | `columns:0`, `columns:1`, … | int64 LE (3, n): image ids, text ids, caption keys of 65,536 pairs each | none |
 | pairs | `num_samples` | a sentence for the old program | ascii N |
-| imgs | ascii image id | the encoded picture as it came (JPEG, PNG, …) | its base64 text |
-| imgs | `num_images` | a sentence for the old program | ascii number of pictures |
-| both | `meta` | JSON `{"format": …, "version": 2, "count": N, …}` | none |
+| imgs, imgs-00001, … | ascii image id | the encoded picture as it came (JPEG, PNG, …) | its base64 text; one folder |
+| imgs, imgs-00001, … | `num_images` | a sentence for the old program | ascii number of pictures |
+| index | ascii image id | width, height, bytes, number of its imgs folder: uint32 LE; XXH3-128 of the picture | none |
+| tokens | ascii pair number | uint16 LE token ids, uncut, without [CLS] and [SEP] | none |
+| all | `meta` | JSON `{"format": …, "version": 2, "count": N, …}` | none |
+
+`index` and `tokens` may be missing. Further fields of `meta`, for the readers to hold the folders of a split together:
+`content` (pairs, imgs: digest of what was written), `columns` (pairs: rows of each), `shard` (imgs: its number),
+`shards` (index: count and content of each imgs folder), `tokenizer` and `pairs` (tokens: fingerprint of the tokenizer,
+content of the pairs).
 
 Readers ignore fields of `meta` they do not know; a change that an older reader must not ignore raises `version`.
 """
@@ -16,7 +24,16 @@ from __future__ import annotations
 import binascii
 import json
 import pickle
+import re
+import struct
+import sys
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cn_clip.data.store.old_pickle import read_flat_pickle
 
@@ -24,10 +41,15 @@ Format = Literal["v2", "reference"]
 
 PAIRS_FOLDER = "pairs"
 IMAGES_FOLDER = "imgs"
+INDEX_FOLDER = "index"
+TOKENS_FOLDER = "tokens"
+_SHARD_NAME = re.compile(rf"{IMAGES_FOLDER}(-\d{{5,}})?")
 
 VERSION = 2
 PAIRS_FORMAT = "cn_clip pairs"
 IMAGES_FORMAT = "cn_clip images"
+INDEX_FORMAT = "cn_clip index"
+TOKENS_FORMAT = "cn_clip tokens"
 META_KEY = b"meta"
 COUNT_KEYS = {PAIRS_FORMAT: b"num_samples", IMAGES_FORMAT: b"num_images"}
 STOP_SENTENCE = (
@@ -35,8 +57,50 @@ STOP_SENTENCE = (
     b"build it again with build_lmdb_dataset.py --format reference, or read it with cn_clip 2 or newer"
 )
 """Stands where the reference expects a number, so that its `int()` stops and shows it."""
+COLUMNS_ROWS = 65_536
 
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
+_FACTS = struct.Struct("<IIII16s")
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_to_ascii_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFacts:
+    """What the index knows of a picture."""
+
+    width_px: int
+    """0 when it was not measured, like the height."""
+    height_px: int
+    num_bytes: int
+    """Of the encoded picture."""
+    shard: int
+    """Number of the imgs folder it lies in."""
+    digest: bytes
+    """XXH3-128 of the encoded picture, 16 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFacts:
+    """What the index knows of an imgs folder."""
+
+    count: int
+    """Its pictures."""
+    content: str | None
+    """Digest of what was written; None for one from before there were any."""
+
+
+def shard_folder(shard: int) -> str:
+    """Name of the imgs folder with this number."""
+    return IMAGES_FOLDER if shard == 0 else f"{IMAGES_FOLDER}-{shard:05d}"
+
+
+def is_shard_folder(name: str) -> bool:
+    return _SHARD_NAME.fullmatch(name) is not None
+
+
+def is_folder_of_split(name: str) -> bool:
+    return name in (PAIRS_FOLDER, INDEX_FOLDER, TOKENS_FOLDER) or is_shard_folder(name)
 
 
 def number_key(number: int) -> bytes:
@@ -44,8 +108,12 @@ def number_key(number: int) -> bytes:
     return b"%d" % number
 
 
-def encode_meta(kind: str, count: int) -> bytes:
-    return json.dumps({"format": kind, "version": VERSION, "count": count}).encode()
+def columns_key(block: int) -> bytes:
+    return b"columns:%d" % block
+
+
+def encode_meta(kind: str, count: int, **fields: object) -> bytes:
+    return json.dumps({"format": kind, "version": VERSION, "count": count, **fields}).encode()
 
 
 def encode_pair(image_id: int, text_id: int, caption: str, store_format: Format) -> bytes:
@@ -54,9 +122,9 @@ def encode_pair(image_id: int, text_id: int, caption: str, store_format: Format)
         return pickle.dumps((image_id, text_id, caption), protocol=4)
     record = [image_id, text_id, caption]
     try:
-        return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+        return _to_json(record).encode()
     except UnicodeEncodeError:  # half of a surrogate pair has no UTF-8, but it does have a JSON escape
-        return json.dumps(record, separators=(",", ":")).encode()
+        return _to_ascii_json(record).encode()
 
 
 def decode_pair(value: bytes) -> tuple[int, int, str]:
@@ -77,6 +145,15 @@ def decode_reference_pair(value: bytes) -> tuple[int, int, str]:
     return int(image_id), int(text_id), str(caption)
 
 
+def encode_columns(*columns: array[int]) -> bytes:
+    return np.array(columns, dtype="<i8").tobytes()
+
+
+def decode_columns(value: bytes) -> NDArray[np.int64]:
+    """(3, n) image ids, text ids, caption keys; ValueError when the bytes are not so many."""
+    return np.frombuffer(value, dtype="<i8").astype(np.int64, copy=False).reshape(3, -1)
+
+
 def encode_picture(picture: bytes, store_format: Format) -> bytes:
     return picture if store_format == "v2" else binascii.b2a_base64(picture, newline=False)
 
@@ -84,3 +161,27 @@ def encode_picture(picture: bytes, store_format: Format) -> bytes:
 def decode_reference_picture(value: bytes) -> bytes:
     """The encoded picture from standard or url-safe base64, as lenient as the reference; ValueError when it is neither."""
     return binascii.a2b_base64(value.translate(_STANDARD_ALPHABET))
+
+
+def encode_facts(facts: PictureFacts) -> bytes:
+    return _FACTS.pack(facts.width_px, facts.height_px, facts.num_bytes, facts.shard, facts.digest)
+
+
+def decode_facts(value: bytes) -> PictureFacts:
+    """ValueError when the bytes are not so many."""
+    if len(value) != _FACTS.size:
+        raise ValueError(f"{len(value)} bytes, not {_FACTS.size}")
+    return PictureFacts(*_FACTS.unpack(value))
+
+
+def encode_tokens(token_ids: Sequence[int]) -> bytes:
+    """OverflowError for an id that 16 bits do not hold."""
+    tokens = array("H", token_ids)
+    if sys.byteorder == "big":
+        tokens.byteswap()
+    return tokens.tobytes()
+
+
+def decode_tokens(value: bytes) -> NDArray[np.uint16]:
+    """ValueError for half a token."""
+    return np.frombuffer(value, dtype="<u2").astype(np.uint16)

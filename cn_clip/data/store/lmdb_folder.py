@@ -61,6 +61,15 @@ class LmdbFolder:
         except lmdb.Error as error:
             raise DataError(f"{self.folder} is damaged ({_reason(error)}): {REBUILD}") from error
 
+    def get_sized(self, key: bytes, num_bytes: int) -> bytes | None:
+        """The value if it has this length, which is asked first: a damaged length may reach beyond the end of the file."""
+        try:
+            with self._open().begin(buffers=True) as transaction:
+                value: memoryview | None = transaction.get(key)
+                return bytes(value) if value is not None and len(value) == num_bytes else None
+        except lmdb.Error as error:
+            raise DataError(f"{self.folder} is damaged ({_reason(error)}): {REBUILD}") from error
+
     def walk_keys(self) -> Iterator[bytes]:
         """Every key in LMDB order: as byte strings, so `10` stands before `9`."""
         try:

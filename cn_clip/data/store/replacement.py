@@ -12,7 +12,6 @@ from pathlib import Path
 from cn_clip.data.store import layout
 from cn_clip.errors import DataError
 
-_OURS = {layout.PAIRS_FOLDER, layout.IMAGES_FOLDER}
 _CANNOT = {errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """What a file system answers to something it does not do."""
 _AT_FDCWD = -100  # Linux <fcntl.h>
@@ -26,23 +25,23 @@ class Replacement:
     """
 
     def __init__(self, target: Path) -> None:
-        self._target = target.resolve()  # through a link: the folder it names is what gets replaced
-        self._building = self._target.with_name(f".{self._target.name}.building")
-        self._old = self._target.with_name(f".{self._target.name}.old")
+        self.target = target.resolve()  # through a link: the folder it names is what gets replaced
+        self._building = self.target.with_name(f".{self.target.name}.building")
+        self._old = self.target.with_name(f".{self.target.name}.old")
         self._lock: int | None = None
 
     def begin(self) -> Path:
         """The empty folder to build in; DataError when another build is in it or `target` is no split."""
         try:
-            self._target.parent.mkdir(parents=True, exist_ok=True)
+            self.target.parent.mkdir(parents=True, exist_ok=True)
             self._restore()
             self._refuse_foreign_target()
             self._building.mkdir(exist_ok=True)
-            self._lock = _lock_folder(self._building, self._target)
+            self._lock = _lock_folder(self._building, self.target)
             _empty(self._building)
         except OSError as error:
             raise DataError(
-                f"cannot write into {self._target.parent}: {error.strerror}; choose another folder"
+                f"cannot write into {self.target.parent}: {error.strerror}; choose another folder"
             ) from error
         return self._building
 
@@ -50,15 +49,15 @@ class Replacement:
         """Make the new folder `target`, durably; what was there before is deleted by `discard`."""
         try:
             _sync_folder(self._building)
-            if not self._target.exists():
-                self._building.rename(self._target)
-            elif not _exchange(self._building, self._target):
-                self._target.rename(self._old)  # a kill between these two lines is mended by `_restore`
-                self._building.rename(self._target)
-            _sync_folder(self._target.parent)
+            if not self.target.exists():
+                self._building.rename(self.target)
+            elif not _exchange(self._building, self.target):
+                self.target.rename(self._old)  # a kill between these two lines is mended by `_restore`
+                self._building.rename(self.target)
+            _sync_folder(self.target.parent)
         except OSError as error:
             raise DataError(
-                f"cannot put the new split at {self._target}: {error.strerror}; run again"
+                f"cannot put the new split at {self.target}: {error.strerror}; run again"
             ) from error
 
     def discard(self) -> None:
@@ -72,18 +71,20 @@ class Replacement:
         self._lock = None
 
     def _restore(self) -> None:
-        if self._old.exists() and not self._target.exists():
-            self._old.rename(self._target)
+        if self._old.exists() and not self.target.exists():
+            self._old.rename(self.target)
 
     def _refuse_foreign_target(self) -> None:
-        if self._target.exists() and not self._target.is_dir():
-            raise DataError(f"{self._target} is a file: give a folder for the split, or move the file away")
-        if not self._target.is_dir():
+        if self.target.exists() and not self.target.is_dir():
+            raise DataError(f"{self.target} is a file: give a folder for the split, or move the file away")
+        if not self.target.is_dir():
             return
-        foreign = sorted(child.name for child in self._target.iterdir() if child.name not in _OURS)
+        foreign = sorted(
+            child.name for child in self.target.iterdir() if not layout.is_folder_of_split(child.name)
+        )
         if foreign:
             raise DataError(
-                f"{self._target} holds {foreign[0]!r}, which is no part of a split and would be deleted: "
+                f"{self.target} holds {foreign[0]!r}, which is no part of a split and would be deleted: "
                 "move it away or give another --lmdb_dir"
             )
 
@@ -91,7 +92,7 @@ class Replacement:
 def _lock_folder(folder: Path, target: Path) -> int:
     """Descriptor that holds the folder for this process until it is closed or the process ends, however it ends."""
     if sys.platform == "win32":
-        # folders cannot be opened there; LMDB's own lock guards the files
+        # folders cannot be opened there; nor can the files that another build has open be cleared away
         return os.open(os.devnull, os.O_RDONLY)
     import fcntl
 

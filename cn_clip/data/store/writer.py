@@ -6,7 +6,7 @@ until then, and a killed build leaves only the hidden folder, which the next one
 
 from __future__ import annotations
 
-from array import array
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cn_clip.data.store import layout
-from cn_clip.data.store.growing_table import GrowingTable
+from cn_clip.data.store.appending import carry_over
+from cn_clip.data.store.pair_tables import PairTables
+from cn_clip.data.store.picture_tables import PictureTables
 from cn_clip.data.store.replacement import Replacement
 from cn_clip.errors import ConfigError
 
@@ -24,27 +26,47 @@ from cn_clip.errors import ConfigError
 class SplitWriter:
     """Context in which the pairs and pictures of one split are added; leaving it without an error puts it in place.
 
-    Of the rows, only 8 bytes per picture stay in memory. DataError when the disk is full or another build writes this split.
+    Nothing is held in memory per row. DataError when the disk is full or another build writes this split.
     """
 
-    def __init__(self, path: str | PathLike[str], format: layout.Format = "v2") -> None:
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        format: layout.Format = "v2",
+        *,
+        shard_bytes: int | None = None,
+        append: bool = False,
+        tokenizer: str | None = None,
+    ) -> None:
+        """
+        shard_bytes: an imgs folder stays below this, and the next one begins; None is one folder.
+        append: go on after the split that is there, if one is.
+        tokenizer: fingerprint of the tokenizer whose ids `add_pair` gets; None, or the reference's format, keeps none.
+        """
         if format not in get_args(layout.Format):
             raise ConfigError(
                 f"the format of a store is {' or '.join(get_args(layout.Format))}, not {format!r}"
             )
+        if shard_bytes is not None and (shard_bytes <= 0 or format == "reference"):
+            raise ConfigError(
+                f"pictures cannot be cut into folders of {shard_bytes} bytes in format {format}: "
+                "give a positive size with format v2, or none"
+            )
         self.format: layout.Format = format
+        self._shard_bytes = shard_bytes
+        self._append = append
+        self._tokenizer = tokenizer if format == "v2" else None
         self._replacement = Replacement(Path(path))
-        self.num_pairs = 0
-        self._image_ids = array("q")
 
     def __enter__(self) -> SplitWriter:
         folder = self._replacement.begin()
         try:
-            self._images = GrowingTable(folder / layout.IMAGES_FOLDER)
-            self._pairs = GrowingTable(folder / layout.PAIRS_FOLDER)
+            self._pictures, self._pairs = self._begin_tables(folder)
         except BaseException:
             self._replacement.discard()
             raise
+        self.num_old_images = self._pictures.num_images
+        self.num_old_pairs = self._pairs.num_pairs
         return self
 
     def __exit__(
@@ -52,49 +74,69 @@ class SplitWriter:
     ) -> None:
         try:
             if kind is None:
-                self._finish()
+                self._pictures.finish()
+                self._pairs.finish()
+                self._replacement.commit()
         finally:
-            self._images.close()
+            self._pictures.close()
             self._pairs.close()
             self._replacement.discard()
 
     @property
     def num_images(self) -> int:
-        """Pictures added; exact once the split is finished, since repeats show when they are written."""
-        return len(self._image_ids) - self._images.num_repeats
+        """Pictures of the whole split so far, each id once."""
+        return self._pictures.num_images
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of the whole split so far."""
+        return self._pairs.num_pairs
 
     @property
     def num_repeats(self) -> int:
         """Pictures that came again with the same id and the same bytes, and were kept once."""
-        return self._images.num_repeats
+        return self._pictures.num_repeats
 
-    def add_image(self, image_id: int, picture: bytes, source: str = "a picture") -> None:
-        """Keep an encoded picture; `source` names it (file and row) if another picture has this id: a DataError."""
-        self._images.put(layout.number_key(image_id), layout.encode_picture(picture, self.format), source)
-        self._image_ids.append(image_id)
+    @property
+    def tokenizer(self) -> str | None:
+        """Whose tokens the split will have; None when it has none, as after a split without those of all its captions."""
+        return self._pairs.tokenizer
 
-    def add_pair(self, image_id: int, text_id: int, caption: str) -> None:
-        """Keep the next pair."""
-        value = layout.encode_pair(image_id, text_id, caption, self.format)
-        self._pairs.put(layout.number_key(self.num_pairs), value, "")
-        self.num_pairs += 1
+    def add_image(
+        self,
+        image_id: int,
+        picture: bytes,
+        source: str = "a picture",
+        *,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        """Keep an encoded picture, of `size` (width, height) pixels.
+
+        `source` names it (file and row) if another picture has this id: a DataError.
+        """
+        self._pictures.add(image_id, picture, source, size)
+
+    def add_pair(
+        self, image_id: int, text_id: int, caption: str, token_ids: Sequence[int] | None = None
+    ) -> None:
+        """Keep the next pair; `token_ids` of the whole caption, without [CLS] and [SEP], where `tokenizer` is one."""
+        self._pairs.add(image_id, text_id, caption, token_ids)
+
+    def has_image(self, image_id: int) -> bool:
+        """Whether the split has this picture so far."""
+        return self._pictures.has(image_id)
 
     def image_ids(self) -> NDArray[np.int64]:
-        """Ids of the pictures added so far, sorted; DataError if two of them share one."""
-        self._images.flush()
-        # not asked of LMDB, where finding a key also touches its picture: one read of the disk for every id
-        return np.unique(np.frombuffer(self._image_ids, np.int64))
+        """Ids of the pictures so far, sorted: 8 bytes of memory for each."""
+        return np.sort(np.array(self._pictures.ids(), np.int64))
 
-    def _finish(self) -> None:
-        self._images.flush()
-        for table, kind, count in (
-            (self._images, layout.IMAGES_FORMAT, self.num_images),
-            (self._pairs, layout.PAIRS_FORMAT, self.num_pairs),
-        ):
-            if self.format == "v2":
-                table.put(layout.META_KEY, layout.encode_meta(kind, count), "")
-                table.put(layout.COUNT_KEYS[kind], layout.STOP_SENTENCE, "")
-            else:
-                table.put(layout.COUNT_KEYS[kind], b"%d" % count, "")
-            table.finish()
-        self._replacement.commit()
+    def _begin_tables(self, folder: Path) -> tuple[PictureTables, PairTables]:
+        old = self._replacement.target
+        if self._append and old.is_dir() and any(old.iterdir()):
+            return carry_over(old, folder, self.format, self._shard_bytes, self._tokenizer)
+        pictures = PictureTables(folder, self.format, self._shard_bytes)
+        try:
+            return pictures, PairTables(folder, self.format, self._tokenizer)
+        except BaseException:
+            pictures.close()
+            raise

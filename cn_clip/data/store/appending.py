@@ -1,0 +1,111 @@
+"""A split's old rows in the new folder of one that goes on after them.
+
+Imgs folders are linked, so that their bytes are neither copied nor held twice; the others are copied, since they get
+more rows while somebody may still read the old ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from cn_clip.data.store import layout
+from cn_clip.data.store.growing_table import write_error
+from cn_clip.data.store.image_store import ImageStore
+from cn_clip.data.store.pair_store import PairStore
+from cn_clip.data.store.pair_tables import PairsThere, PairTables
+from cn_clip.data.store.picture_tables import PictureTables
+from cn_clip.data.store.readers import Split, open_split
+from cn_clip.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+def carry_over(
+    old: Path, new: Path, store_format: layout.Format, shard_bytes: int | None, tokenizer: str | None
+) -> tuple[PictureTables, PairTables]:
+    """The tables of `new` with all rows of the split `old` in them; a split of another format or age is converted."""
+    split = open_split(old)
+    pictures = _carry_pictures(split.images, new, store_format, shard_bytes)
+    try:
+        return pictures, _carry_pairs(split, new, store_format, _kept_tokenizer(split, old, tokenizer))
+    except BaseException:
+        pictures.close()
+        raise
+
+
+def _carry_pictures(
+    images: ImageStore, new: Path, store_format: layout.Format, shard_bytes: int | None
+) -> PictureTables:
+    if store_format != "v2" or images.version != layout.VERSION:
+        tables = PictureTables(new, store_format, shard_bytes)
+        log.info("%s: writing its %d pictures in the other format", images.path, len(images))
+        for image_id in images.ids():
+            tables.add(image_id, images.read(image_id), f"{images.path} id {image_id}")
+        return tables
+    for shard in range(images.num_shards):
+        name = layout.shard_folder(shard)
+        _link(images.path.parent / name, new / name)
+    if images.has_index:
+        _copy(images.path.parent / layout.INDEX_FOLDER, new / layout.INDEX_FOLDER)
+        return PictureTables(new, store_format, shard_bytes, images.shards)
+    tables = PictureTables(new, store_format, shard_bytes, images.shards)
+    log.info("%s: making the index of its %d pictures", images.path, len(images))
+    for image_id in images.ids():
+        tables.enter(image_id, images.read(image_id), shard=0)
+    return tables
+
+
+def _carry_pairs(split: Split, new: Path, store_format: layout.Format, tokenizer: str | None) -> PairTables:
+    pairs = split.pairs
+    if store_format == "v2" and pairs.content is not None:
+        _copy(pairs.path, new / layout.PAIRS_FOLDER)
+        if tokenizer is not None and split.tokens is not None:
+            _copy(split.tokens.path, new / layout.TOKENS_FOLDER)
+        return PairTables(new, store_format, tokenizer, PairsThere(len(pairs), pairs.content))
+    tables = PairTables(new, store_format, tokenizer)
+    _add_pairs(pairs, tables)
+    return tables
+
+
+def _add_pairs(pairs: PairStore, tables: PairTables) -> None:
+    for index in range(len(pairs)):
+        pair = pairs.read(index)
+        try:
+            tables.add(pair.image_id, pair.text_id, pair.caption)
+        except OverflowError as error:
+            raise DataError(
+                f"pair {index} of {pairs.path} has an id that is not of 64 bits: build the split again"
+            ) from error
+
+
+def _kept_tokenizer(split: Split, old: Path, tokenizer: str | None) -> str | None:
+    """The tokenizer if every pair of the new split will have its tokens."""
+    there = split.tokens.tokenizer if split.tokens is not None else None
+    if there == tokenizer or len(split.pairs) == 0:
+        return tokenizer
+    log.warning(
+        "%s has %s: the captions of the longer split will be tokenised while training; build it whole to have their tokens",
+        old,
+        "no tokens" if there is None else "tokens of another tokenizer",
+    )
+    return None
+
+
+def _link(old: Path, new: Path) -> None:
+    """The same file under another name; a copy where the file system has no such thing."""
+    new.mkdir()
+    try:
+        os.link((old / "data.mdb").resolve(), new / "data.mdb")
+    except OSError:
+        _copy(old, new)
+
+
+def _copy(old: Path, new: Path) -> None:
+    try:
+        new.mkdir(exist_ok=True)
+        shutil.copyfile(old / "data.mdb", new / "data.mdb")
+    except OSError as error:
+        raise write_error(new, error) from error
