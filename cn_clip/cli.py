@@ -13,7 +13,15 @@ from cn_clip.errors import ConfigError, run_door
 
 COMMANDS = {
     "train": ("cn_clip.training.main", "train image and text towers on pairs"),
+    "import": (
+        "cn_clip.preprocess.import_dataset",
+        "folders, COCO, MUGE, tars, parquet, ... -> TSV + JSONL or LMDB",
+    ),
     "build-lmdb": ("cn_clip.preprocess.build_lmdb_dataset", "TSV + JSONL of pictures and captions -> LMDB"),
+    "inspect": (
+        "cn_clip.preprocess.inspect_dataset",
+        "what is in a data set, and what to mind in training on it",
+    ),
     "convert-openai": (
         "cn_clip.preprocess.transform_openai_pretrain_weights",
         "OpenAI CLIP archive -> plain state dict",

@@ -11,13 +11,16 @@ Shapes: n captions, L context length.
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from array import array
 from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cn_clip.errors import ConfigError, DataError
@@ -32,6 +35,8 @@ MAX_KNOWN_WORDS = 200_000
 """The word table starts again beyond this, so that a long run over rare words keeps its memory."""
 ID_BYTES = 8
 """Of one int64 token id."""
+RULES = 1
+"""Goes up when any text gets other ids than before, so that ids cached in a store are not taken for today's."""
 CJK_RANGES = (
     (0x3400, 0x4DBF),
     (0x4E00, 0x9FFF),
@@ -53,6 +58,16 @@ def tokenize_captions(texts: Sequence[str], context_length: int = CONTEXT_LENGTH
 def count_truncated(texts: Iterable[str], context_length: int = CONTEXT_LENGTH) -> int:
     """Number of captions that lose tokens at this context length."""
     return default_tokenizer().count_truncated(texts, context_length)
+
+
+def caption_ids(text: str) -> list[int]:
+    """Ids of a prepared caption without [CLS] and [SEP], however many they are: what a store caches."""
+    return default_tokenizer().ids(text)
+
+
+def tokenizer_fingerprint() -> str:
+    """Names what `caption_ids` depends on: equal names give equal ids for any text."""
+    return default_tokenizer().fingerprint
 
 
 @cache
@@ -77,6 +92,16 @@ class CaptionTokenizer:
         return read_vocab(self.vocab_path)
 
     @cached_property
+    def fingerprint(self) -> str:
+        """Of the vocabulary, the rules, and the Unicode tables of this Python."""
+        try:
+            vocab = hashlib.sha256(self.vocab_path.read_bytes()).hexdigest()[:16]
+        except OSError as error:
+            raise DataError(f"cannot read the vocabulary {self.vocab_path}: {error.strerror}") from error
+        case = "lower" if self.lower_case else "cased"
+        return f"wordpiece-{RULES} {case} vocabulary {vocab} unicode {unicodedata.unidata_version}"
+
+    @cached_property
     def _characters(self) -> _Characters:
         return _Characters(self.lower_case)
 
@@ -97,16 +122,27 @@ class CaptionTokenizer:
         """Vocabulary entries of a caption, as many as it has."""
         return [piece for word in self.words(text) for piece in split_word(word, self.vocab)]
 
+    def ids(self, text: str) -> list[int]:
+        """Ids of a caption without [CLS] and [SEP], not cut."""
+        return array("q", self._ids_as_bytes(text)).tolist()
+
     def encode(self, texts: Sequence[str], context_length: int) -> Tensor:
         """int64 ids [n, L]; see `tokenize_captions`."""
-        _check_context_length(context_length)
         if isinstance(texts, str):  # would be taken for a list of characters
             raise DataError(f"captions are the single text {texts!r}: give a list of texts")
+        return self._rows(map(self._ids_as_bytes, texts), context_length)
+
+    def encode_ids(self, captions: Sequence[NDArray[np.integer]], context_length: int) -> Tensor:
+        """int64 ids [n, L] from what `ids` gave for each caption: equal to `encode` of their texts."""
+        return self._rows((ids.astype(np.int64).tobytes() for ids in captions), context_length)
+
+    def _rows(self, captions: Iterable[bytes], context_length: int) -> Tensor:
+        _check_context_length(context_length)
         start, end = _id_bytes([self.vocab[START]]), _id_bytes([self.vocab[END]])
         room = (context_length - 2) * ID_BYTES
         rows = bytearray()
-        for text in texts:
-            row = start + self._ids_as_bytes(text)[:room] + end
+        for ids in captions:
+            row = start + ids[:room] + end
             rows += row.ljust(context_length * ID_BYTES, b"\0")  # [PAD] is id 0
         if not rows:  # frombuffer refuses an empty buffer
             return torch.zeros(0, context_length, dtype=torch.int64)

@@ -11,11 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cn_clip.clip.presets import TextPreset
-from cn_clip.clip.tokenizer import tokenize_captions
+from cn_clip.clip.tokenizer import default_tokenizer, tokenize_captions, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -39,6 +41,15 @@ class TowerTokenizer:
             return tokenize_captions(captions, self.context_length)
         tokenizer = _tokenizer(self.own, self.context_length, self.pad_id)
         return torch.tensor([encoding.ids for encoding in tokenizer.encode_batch(list(captions))])
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the ids that stores cache for this tower; None where they cache none."""
+        return tokenizer_fingerprint() if self.own is None else None
+
+    def from_ids(self, captions: Sequence[NDArray[np.integer]]) -> Tensor:
+        """int64 ids [n, L] from cached ids of that fingerprint."""
+        return default_tokenizer().encode_ids(captions, self.context_length)
 
 
 @cache

@@ -83,14 +83,23 @@ class Data:
     """Validation pairs; null trains without validation."""
     augment: Part = part("augment", "none")
     """Changes to training pictures."""
-    transform: Literal["exact", "fast"] = "exact"
-    """Reading of pictures: `exact` equals the reference to the bit (PIL), `fast` decodes and resizes with torchvision."""
+    transform: Literal["exact", "fast"] = "fast"
+    """Reading of pictures: `fast` decodes JPEG at a reduced size and resizes in 8 bits, `exact` equals the reference to the
+    bit (PIL)."""
     context_length: int = number(52, at_least=3)
     """Tokens of a caption, [CLS] and [SEP] included."""
     num_workers: int = number(4, at_least=0)
     """Loader processes per rank for training."""
     valid_num_workers: int = number(1, at_least=0)
     """Loader processes per rank for validation."""
+    prefetch: int = number(2, at_least=1)
+    """Batches that each loader process has ready."""
+    sampler: Literal["shuffled", "unique"] = "shuffled"
+    """`shuffled` is the reference's order; `unique` makes global batches in which no picture and no caption comes twice."""
+    bad_pairs: Literal["stop", "skip"] = "stop"
+    """What a pair that cannot be read does: `stop` ends the run, `skip` lets another pair take its place, and counts."""
+    max_bad_share: float = number(0.01, at_least=0, below=1)
+    """Share of pairs that `skip` passes over before it ends the run after all."""
     epoch_end: Literal["pad", "reference"] = "pad"
     """`pad` wraps round to whole global batches, the copies shuffled in with the rest; `reference` pads to one micro-batch
     per rank and drops what does not fill an accumulated step."""

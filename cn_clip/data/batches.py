@@ -5,15 +5,32 @@ Shapes: B pairs, C H W picture, L tokens of the longest caption of the batch.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-Tokenize = Callable[[Sequence[str]], Tensor]
-"""Captions -> (n, context length) int64 ids, zero padded."""
+from cn_clip.data.captions import caption_key
+from cn_clip.data.pairs import BadPair
+
+
+class Tokenizer(Protocol):
+    """Captions to (n, L) int64 ids, padded at the end."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Which cached ids `from_ids` takes; None for none."""
+        ...
+
+    def __call__(self, captions: Sequence[str]) -> Tensor: ...
+
+    def from_ids(self, captions: Sequence[NDArray[np.uint16]]) -> Tensor:
+        """The same as for the captions whose cached ids these are."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -25,15 +42,14 @@ class Pair:
     caption: str
     image_id: int
     text_id: int
+    pair_id: int
+    """Equal for copies of one pair, which must not count as each other's negatives."""
     position: int
     """In the order of the epoch."""
-
-
-@dataclass(frozen=True)
-class BadPair:
-    """A pair that cannot be read, and why; workers pass it on, since an exception would reach the user as a traceback."""
-
-    reason: str
+    token_ids: NDArray[np.uint16] | None = None
+    """Cached ids of the caption, where the tokenizer of this run gave them."""
+    replaced: tuple[str, ...] = ()
+    """Why each pair before it in this place could not be read, when this one stands in."""
 
 
 @dataclass(frozen=True)
@@ -46,27 +62,40 @@ class PairBatch:
     text_ids_B: Tensor
     caption_keys_B: Tensor
     """Hash of each caption's text."""
+    pair_ids_B: Tensor
     positions_B: Tensor
+    replaced: tuple[str, ...] = ()
+    """What could not be read: a reason for each pair another one stands in for."""
 
     def __len__(self) -> int:
         return len(self.positions_B)
 
     def to(self, device: torch.device) -> PairBatch:
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> PairBatch:
         """Called by torch's loader, so that the copy to a GPU runs beside the arithmetic."""
-        return self._each(Tensor.pin_memory)
+        return self.each(Tensor.pin_memory)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> PairBatch:
-        return PairBatch(*(change(getattr(self, field.name)) for field in fields(self)))
+    def each(self, change: Callable[[Tensor], Tensor]) -> PairBatch:
+        """The batch with every tensor changed alike."""
+        return PairBatch(
+            images_BCHW=change(self.images_BCHW),
+            tokens_BL=change(self.tokens_BL),
+            image_ids_B=change(self.image_ids_B),
+            text_ids_B=change(self.text_ids_B),
+            caption_keys_B=change(self.caption_keys_B),
+            pair_ids_B=change(self.pair_ids_B),
+            positions_B=change(self.positions_B),
+            replaced=self.replaced,
+        )
 
 
 @dataclass(frozen=True)
 class Collate:
     """Pairs to a batch; captions are tokenised together and cut to the longest, which no feature depends on."""
 
-    tokenize: Tokenize
+    tokenizer: Tokenizer
     pad_id: int = 0
 
     def __call__(self, pairs: Sequence[Pair | BadPair]) -> PairBatch | BadPair:
@@ -76,24 +105,23 @@ class Collate:
                 return pair
         return PairBatch(
             images_BCHW=torch.stack([pair.image_CHW for pair in good]),
-            tokens_BL=trim_padding(self.tokenize([pair.caption for pair in good]), self.pad_id),
+            tokens_BL=trim_padding(self._tokens(good), self.pad_id),
             image_ids_B=torch.tensor([pair.image_id for pair in good]),
             text_ids_B=torch.tensor([pair.text_id for pair in good]),
             caption_keys_B=torch.tensor([caption_key(pair.caption) for pair in good]),
+            pair_ids_B=torch.tensor([pair.pair_id for pair in good]),
             positions_B=torch.tensor([pair.position for pair in good]),
+            replaced=tuple(reason for pair in good for reason in pair.replaced),
         )
+
+    def _tokens(self, pairs: Sequence[Pair]) -> Tensor:
+        cached = [pair.token_ids for pair in pairs if pair.token_ids is not None]
+        if len(cached) == len(pairs):
+            return self.tokenizer.from_ids(cached)
+        return self.tokenizer([pair.caption for pair in pairs])
 
 
 def trim_padding(tokens_BL: Tensor, pad_id: int) -> Tensor:
     """Tokens without the columns that are padding in every row."""
     longest = int(tokens_BL.ne(pad_id).sum(1).max())
     return tokens_BL[:, :longest]
-
-
-def caption_key(caption: str) -> int:
-    """Signed 64-bit hash of a caption's text, the same in every process."""
-    return int.from_bytes(
-        hashlib.blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=8).digest(),
-        "little",
-        signed=True,
-    )

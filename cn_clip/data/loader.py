@@ -1,78 +1,153 @@
-"""From a source of pairs to batches, in worker processes that live as long as the run."""
+"""From pairs to batches, in worker processes that live as long as the run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sized
+import logging
+import re
+import time
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cn_clip.data.batches import BadPair, Collate, Pair, PairBatch
-from cn_clip.data.pairs import PairSource
-from cn_clip.data.randomness import seeded_by
+from cn_clip.data.batches import Collate, PairBatch
+from cn_clip.data.pair_dataset import PairDataset, StreamBatches
+from cn_clip.data.pairs import BadPair
 from cn_clip.data.sampler import PairKey
 from cn_clip.errors import DataError
 
-ReadImage = Callable[[bytes], Tensor]
-"""An encoded picture -> (C, H, W); raises DataError when it cannot be decoded."""
+logger = logging.getLogger(__name__)
+
+FEW_PAIRS = 1000
+"""The share of bad pairs is not judged over fewer than this."""
+SHOWN = 20
+"""Reasons logged one by one; more are only counted."""
 
 
-@dataclass(frozen=True)
-class PairDataset(Dataset[Pair | BadPair]):
-    """Pairs of a source by key, read and transformed; what is random in a transform is seeded by the key."""
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Processes that read ahead."""
 
-    source: PairSource
-    read_image: ReadImage
-    seed: int
+    num: int
+    """0 reads in this process."""
+    prefetch: int = 2
+    """Batches each of them has ready."""
+    pin_memory: bool = False
+    """Batches lie in memory that a GPU copies from while it computes."""
 
-    def __getitem__(self, key: PairKey) -> Pair | BadPair:
-        try:
-            raw = self.source.read(key.pair)
-        except DataError as error:
-            return BadPair(str(error))
-        try:
-            with seeded_by(self.seed, key.epoch, key.position):
-                image_CHW = self.read_image(raw.image_bytes)
-        except DataError as error:
-            return BadPair(f"picture {raw.image_id} of pair {key.pair} (text id {raw.text_id}): {error}")
-        return Pair(image_CHW, raw.caption, raw.image_id, raw.text_id, key.position)
+    def loader(self, dataset: Dataset[Any], **order: Any) -> DataLoader[Any]:  # Any: what DataLoader takes
+        return DataLoader(
+            dataset,
+            num_workers=self.num,
+            prefetch_factor=self.prefetch if self.num else None,
+            pin_memory=self.pin_memory,
+            persistent_workers=self.num > 0,
+            worker_init_fn=_one_thread if self.num else None,
+            **order,
+        )
 
 
 class PairLoader:
-    """Batches in the order of a sampler; raises DataError with one sentence for a pair that cannot be read."""
+    """Batches in order; DataError, one sentence, for a pair that cannot be read, or for too many that others stand in for."""
 
     def __init__(
-        self,
+        self, batches: DataLoader[PairBatch | BadPair], num_batches: int, *, max_bad_share: float = 0.0
+    ) -> None:
+        self._batches, self._num_batches, self._max_bad_share = batches, num_batches, max_bad_share
+        self.num_pairs = self.num_bad = 0
+        """Pairs handed over, and how many of them stand in for one that could not be read."""
+
+    @classmethod
+    def sampled(
+        cls,
         dataset: PairDataset,
         sampler: Sampler[list[PairKey]],
         collate: Collate,
+        workers: Workers,
         *,
-        num_workers: int,
-        pin_memory: bool,
-    ) -> None:
-        self._num_batches = len(cast(Sized, sampler))
-        self._loader = DataLoader(
-            dataset,
-            batch_sampler=sampler,
-            collate_fn=collate,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            persistent_workers=num_workers > 0,
-            worker_init_fn=_one_thread if num_workers else None,
-        )
+        max_bad_share: float = 0.0,
+    ) -> PairLoader:
+        """Batches of a dataset's pairs in the order of a sampler."""
+        batches = workers.loader(dataset, batch_sampler=sampler, collate_fn=collate)
+        return cls(batches, len(cast(Sized, sampler)), max_bad_share=max_bad_share)
+
+    @classmethod
+    def streamed(cls, batches: StreamBatches, workers: Workers, *, max_bad_share: float = 0.0) -> PairLoader:
+        """Batches as the workers make them of a stream."""
+        loader = workers.loader(batches, batch_size=None, collate_fn=_unchanged)
+        return cls(loader, batches.num_batches, max_bad_share=max_bad_share)
 
     def __len__(self) -> int:
         return self._num_batches
 
     def __iter__(self) -> Iterator[PairBatch]:
-        for batch in self._loader:
+        for batch in _until_death(self._batches):
             if isinstance(batch, BadPair):
-                raise DataError(batch.reason)
+                raise DataError(f"{batch.reason}; or train on without such pairs: data.bad_pairs=skip")
+            self._count(batch)
             yield batch
+
+    def _count(self, batch: PairBatch) -> None:
+        self.num_pairs += len(batch)
+        for reason in batch.replaced:
+            self.num_bad += 1
+            if self.num_bad <= SHOWN:
+                logger.warning("Another pair stands in for one that cannot be read: %s", reason)
+            if self.num_bad == SHOWN:
+                logger.warning("Further pairs that cannot be read are only counted.")
+        if self.num_bad > self._max_bad_share * max(self.num_pairs, FEW_PAIRS) and batch.replaced:
+            raise DataError(
+                f"{self.num_bad} of the first {self.num_pairs} pairs cannot be read, more than data.max_bad_share="
+                f"{self._max_bad_share}; the last: {batch.replaced[-1]}; look at the set with cn-clip inspect, and mend it"
+            )
+
+
+def _until_death(batches: Iterable[PairBatch | BadPair]) -> Iterator[PairBatch | BadPair]:
+    try:
+        yield from batches
+    except (EOFError, ConnectionError) as error:  # the worker died while it handed a batch over
+        time.sleep(1)  # torch's own report, which names the signal, follows within moments and is raised here
+        raise DataError(f"a loader process died while it handed over a batch: {_OUT_OF_MEMORY}") from error
+
+
+@contextmanager
+def explained_worker_death() -> Iterator[None]:
+    """A worker that dies ends the block with a DataError that names the cause.
+
+    Torch notices the death by a signal and raises wherever the main thread stands, not only where it waits for a batch.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        found = _DEATH.search(str(error))
+        if found is None:
+            raise
+        said = f"{error} {error.__cause__}"  # the signal may stand in the first report only
+        cause = next(
+            (text for sign, text in _CAUSES.items() if sign in said),
+            f"it ended without a word; {_OUT_OF_MEMORY}",
+        )
+        raise DataError(f"the loader process {found[1]} died: {cause}") from error
+
+
+_OUT_OF_MEMORY = "most often memory ran out; lower data.num_workers, data.prefetch or train.batch_size, and run the same command again"
+_DEATH = re.compile(r"DataLoader worker \(pid\S* ([0-9, ]+)\)")
+_CAUSES = {
+    "Killed": f"it was killed (signal 9): {_OUT_OF_MEMORY}",
+    "Bus error": "a bus error: the shared memory is full (enlarge /dev/shm, or lower data.num_workers or data.prefetch), or "
+    "a data.mdb was cut while it was read",
+    "Segmentation fault": "a segmentation fault in a decoder or the store: find the picture with cn-clip inspect",
+    "Terminated": "it was told to end (signal 15)",
+}
+"""What torch calls the signal -> what to do about it."""
 
 
 def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)  # workers are the parallelism; more threads would take the cores from the model
+
+
+def _unchanged(batch: PairBatch | BadPair) -> PairBatch | BadPair:
+    return batch

@@ -27,7 +27,7 @@ class PairKey(NamedTuple):
     position: int
     """In the order of the epoch, 0 to padded - 1."""
     pair: int
-    """In the store, 0 to num_pairs - 1."""
+    """In the source, 0 to num_pairs - 1."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,18 @@ class EpochOrder:
         return self.num_padded // self.global_batch
 
     def indices(self, epoch: int) -> torch.Tensor:
-        """(num_padded,) index in the store of each position."""
-        return _permutation(self.num_padded, self.seed + epoch) % self.num_pairs
+        """(num_padded,) index in the source of each position."""
+        return self.at(epoch, 0, self.num_padded)
+
+    def at(self, epoch: int, start: int, stop: int) -> torch.Tensor:
+        """Indices in the source of positions [start, stop)."""
+        return _permutation(self.num_padded, self.seed + epoch)[start:stop] % self.num_pairs
 
     def block(self, step: int, first: int, count: int) -> list[PairKey]:
         """`count` keys of `step` (counted over the whole run), from the `first`-th pair of its global batch on."""
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         start = step_of_epoch * self.global_batch + first
-        indices = self.indices(epoch)[start : start + count].tolist()
+        indices = self.at(epoch, start, start + count).tolist()
         return [PairKey(epoch, start + offset, index) for offset, index in enumerate(indices)]
 
 

@@ -86,6 +86,8 @@ def contrastive_gradients(
     dLoss/dS = (e^(S - lse_row) + e^(S - lse_col) - Y/ΣY_row - Y/ΣY_col) / 2N.
     """
     row, column = _Line.empty(len(image_RE), image_RE), _Line.empty(len(text_NE), text_NE)
+    if targets == "diagonal" and len(column_ids.pair_ids.unique()) < len(text_NE):
+        targets = "diagonal without copies"
     for i, j in _tiles(len(image_RE), len(text_NE), tile):
         logits, match = _tile(scale * (image_RE[i] @ text_NE[j].T), row_ids, column_ids, i, j, targets)
         row.add(i, logits, match, dim=1)
@@ -127,6 +129,9 @@ def _tile(
     own = rows.positions[i, None] == columns.positions[None, j]
     if targets == "diagonal":
         return logits_ij, own
+    if targets == "diagonal without copies":
+        copies = rows.pair_ids[i, None] == columns.pair_ids[None, j]
+        return logits_ij.masked_fill(copies & ~own, float("-inf")), own
     same = (
         own
         | (rows.image_ids[i, None] == columns.image_ids[None, j])

@@ -143,6 +143,7 @@ def _local_mean(own: PairGradients, ranks: Ranks) -> GlobalLoss:
 def _ids(batches: Sequence[PairBatch]) -> PairIds:
     return PairIds(
         positions=torch.cat([batch.positions_B for batch in batches]),
+        pair_ids=torch.cat([batch.pair_ids_B for batch in batches]),
         image_ids=torch.cat([batch.image_ids_B for batch in batches]),
         text_ids=torch.cat([batch.text_ids_B for batch in batches]),
         caption_keys=torch.cat([batch.caption_keys_B for batch in batches]),

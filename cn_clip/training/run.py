@@ -12,6 +12,7 @@ from cn_clip.clip.model import CLIP
 from cn_clip.config.legacy_flags import reference_params
 from cn_clip.config.load import to_plain
 from cn_clip.config.schema import TrainConfig
+from cn_clip.data.loader import explained_worker_death
 from cn_clip.errors import WeightsError
 from cn_clip.losses.pair import PairLoss
 from cn_clip.parallel.gather import from_main
@@ -80,7 +81,8 @@ def _train(config: TrainConfig, run_dir: RunDir, ranks: Ranks) -> None:
             checkpoints=checkpoints,
             validate=_validation(model, data, ranks),
         )
-        trainer.fit(iter(data.train_loader(first_step=plan.first_step, last_step=max_steps)))
+        with explained_worker_death():
+            trainer.fit(iter(data.train_loader(first_step=plan.first_step, last_step=max_steps)))
 
 
 def _build_task(

@@ -6,17 +6,22 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cn_clip.clip.presets import image_preset, text_preset
 from cn_clip.clip.tower_tokenizer import TowerTokenizer
-from cn_clip.clip.transform import exact_transform, fast_transform, train_transform
+from cn_clip.clip.transform import BytesTransform, exact_transform, fast_transform, train_transform
 from cn_clip.config.schema import Data, Part, TrainConfig
 from cn_clip.data.batches import Collate
 from cn_clip.data.captions import preprocess_text
-from cn_clip.data.loader import PairDataset, PairLoader
-from cn_clip.data.pairs import PairSource
+from cn_clip.data.loader import PairLoader, Workers
+from cn_clip.data.pair_dataset import PairDataset, ReadPair, StreamBatches
+from cn_clip.data.pairs import PairSource, PairStream
 from cn_clip.data.sampler import EpochOrder, MicroBatches, ValidationBatches
+from cn_clip.data.unique_order import UniqueOrder
+from cn_clip.errors import ConfigError
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.training.build import module_of
 
@@ -27,19 +32,31 @@ logger = logging.getLogger(__name__)
 class Sources:
     """Opened sets of pairs, before the model: a wrong path should not wait for one."""
 
-    train: PairSource
+    train: PairSource | PairStream
     valid: PairSource | None
 
 
 def open_sources(data: Data) -> Sources:
-    """Sets of the settings; DataError for a path that is not one."""
+    """Sets of the settings; DataError for a path that is not one, ConfigError for a set that cannot serve here."""
     assert data.train is not None  # build_config refuses such settings
-    return Sources(_source(data.train, "train"), _source(data.valid, "val") if data.valid else None)
+    train = _source(data.train, "train")
+    if isinstance(train, PairStream) and data.sampler != "shuffled":
+        raise ConfigError(
+            f"data.sampler={data.sampler} needs pairs that can be read in any order, but data.train.type={data.train.type} "
+            "is a stream: set data.sampler=shuffled, or import the set into an LMDB"
+        )
+    valid = _source(data.valid, "val") if data.valid else None
+    if isinstance(valid, PairStream):
+        raise ConfigError(
+            "data.valid is a stream, but validation goes through its pairs in a fixed order: import them into an LMDB"
+        )
+    return Sources(train, valid)
 
 
-def _source(chosen: Part, split: str) -> PairSource:
-    source: PairSource = module_of("pairs", chosen.type).build(chosen.options)
-    logger.info("%s LMDB file contains %d images and %d pairs.", split, source.num_images, len(source))
+def _source(chosen: Part, split: str) -> PairSource | PairStream:
+    source: PairSource | PairStream = module_of("pairs", chosen.type).build(chosen.options)
+    num_pairs = source.num_pairs if isinstance(source, PairStream) else len(source)
+    logger.info("%s LMDB file contains %d images and %d pairs.", split, source.num_images, num_pairs)
     return source
 
 
@@ -49,10 +66,17 @@ class CaptionTokens:
 
     tokenizer: TowerTokenizer
 
+    @property
+    def fingerprint(self) -> str | None:
+        return self.tokenizer.fingerprint
+
     def __call__(self, captions: Sequence[str]) -> Tensor:
         if self.tokenizer.own is None:
             captions = [preprocess_text(caption) for caption in captions]
         return self.tokenizer(captions)
+
+    def from_ids(self, captions: Sequence[NDArray[np.uint16]]) -> Tensor:
+        return self.tokenizer.from_ids(captions)
 
 
 class TrainingData:
@@ -63,29 +87,60 @@ class TrainingData:
         data, image_px = config.data, image_preset(config.model.image).image_px
         tokenizer = TowerTokenizer.of(text_preset(config.model.text), data.context_length, pad_id)
         self._collate = Collate(CaptionTokens(tokenizer), pad_id)
-        self._read_for_training = train_transform(image_px, data.transform, data.augment)
-        self._read = (exact_transform if data.transform == "exact" else fast_transform)(image_px)
-        self.order = EpochOrder.over(
-            len(sources.train),
-            micro_global=config.train.batch_size * ranks.world_size,
-            accumulate=config.train.accumulate,
-            seed=config.run.seed,
-            epoch_end=data.epoch_end,
-        )
+        self._read_for_training = self._read_pair(train_transform(image_px, data.transform, data.augment))
+        read = (exact_transform if data.transform == "exact" else fast_transform)(image_px)
+        self._read = self._read_pair(read)
+        self.order = self._order(sources.train)
         self.valid = None if sources.valid is None else self._valid_loader(sources.valid)
 
     def train_loader(self, *, first_step: int, last_step: int) -> PairLoader:
         """This rank's micro-batches of steps [first_step, last_step)."""
-        dataset = PairDataset(self._sources.train, self._read_for_training, self._config.run.seed)
+        config, source = self._config, self._sources.train
+        if isinstance(source, PairStream):
+            batches = StreamBatches(
+                stream=source,
+                read=self._read_for_training,
+                collate=self._collate,
+                order=self.order,
+                rank=self._ranks.rank,
+                world_size=self._ranks.world_size,
+                batch_size=config.train.batch_size,
+                first_step=first_step,
+                last_step=last_step,
+                replace_bad=config.data.bad_pairs == "skip",
+            )
+            workers = self._workers(config.data.num_workers)
+            return PairLoader.streamed(batches, workers, max_bad_share=config.data.max_bad_share)
         sampler = MicroBatches(
             self.order,
             rank=self._ranks.rank,
             world_size=self._ranks.world_size,
-            batch_size=self._config.train.batch_size,
+            batch_size=config.train.batch_size,
             first_step=first_step,
             last_step=last_step,
         )
-        return self._loader(dataset, sampler, self._config.data.num_workers)
+        return self._sampled(source, self._read_for_training, sampler, config.data.num_workers)
+
+    def _order(self, source: PairSource | PairStream) -> EpochOrder:
+        config = self._config
+        order = EpochOrder.over(
+            source.num_pairs if isinstance(source, PairStream) else len(source),
+            micro_global=config.train.batch_size * self._ranks.world_size,
+            accumulate=config.train.accumulate,
+            seed=config.run.seed,
+            epoch_end=config.data.epoch_end,
+        )
+        if config.data.sampler == "unique" and isinstance(source, PairSource):
+            return UniqueOrder.of(order, source)
+        return order
+
+    def _read_pair(self, read_image: BytesTransform) -> ReadPair:
+        return ReadPair(
+            read_image=read_image,
+            seed=self._config.run.seed,
+            tokenizer=self._collate.tokenizer.fingerprint,
+            mask_copies=self._config.data.epoch_end == "pad",
+        )
 
     def _valid_loader(self, source: PairSource) -> PairLoader:
         batch_size = self._config.validate.batch_size
@@ -98,11 +153,25 @@ class TrainingData:
         sampler = ValidationBatches(
             order, rank=self._ranks.rank, world_size=self._ranks.world_size, batch_size=batch_size
         )
-        dataset = PairDataset(source, self._read, self._config.run.seed)
-        return self._loader(dataset, sampler, self._config.data.valid_num_workers)
+        return self._sampled(source, self._read, sampler, self._config.data.valid_num_workers)
 
-    def _loader(
-        self, dataset: PairDataset, sampler: MicroBatches | ValidationBatches, num_workers: int
+    def _sampled(
+        self,
+        source: PairSource,
+        read: ReadPair,
+        sampler: MicroBatches | ValidationBatches,
+        num_workers: int,
     ) -> PairLoader:
-        pin_memory = self._ranks.device.type == "cuda"
-        return PairLoader(dataset, sampler, self._collate, num_workers=num_workers, pin_memory=pin_memory)
+        data = self._config.data
+        return PairLoader.sampled(
+            PairDataset(source, read, replace_bad=data.bad_pairs == "skip"),
+            sampler,
+            self._collate,
+            self._workers(num_workers),
+            max_bad_share=data.max_bad_share,
+        )
+
+    def _workers(self, num: int) -> Workers:
+        return Workers(
+            num=num, prefetch=self._config.data.prefetch, pin_memory=self._ranks.device.type == "cuda"
+        )

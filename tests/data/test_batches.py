@@ -1,34 +1,46 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from cn_clip.clip.tokenizer import tokenize_captions
-from cn_clip.data.batches import BadPair, Collate, Pair, PairBatch, caption_key, trim_padding
+from cn_clip.clip.tokenizer import caption_ids
+from cn_clip.clip.tower_tokenizer import TowerTokenizer
+from cn_clip.data.batches import Collate, Pair, PairBatch, trim_padding
+from cn_clip.data.captions import caption_key
+from cn_clip.data.pairs import BadPair
 
-ROOT = Path(__file__).resolve().parents[2]
+TOKENIZER = TowerTokenizer(context_length=52)
 CAPTIONS = ["红色的花", "一只猫", "一只正在睡觉的猫"]
 
 
 def pairs() -> list[Pair]:
     return [
-        Pair(torch.full((3, 4, 4), number, dtype=torch.uint8), caption, 10 + number, 20 + number, 30 + number)
+        Pair(
+            torch.full((3, 4, 4), number, dtype=torch.uint8),
+            caption,
+            10 + number,
+            20 + number,
+            pair_id=40 + number,
+            position=30 + number,
+        )
         for number, caption in enumerate(CAPTIONS)
     ]
 
 
 def test_a_batch_is_its_pairs_in_order_with_captions_cut_to_the_longest() -> None:
-    batch = Collate(tokenize_captions)(pairs())
+    batch = Collate(TOKENIZER)(pairs())
     assert isinstance(batch, PairBatch) and len(batch) == 3
-    whole = tokenize_captions(CAPTIONS)
+    whole = TOKENIZER(CAPTIONS)
     length = int((whole != 0).sum(1).max())
     assert torch.equal(batch.tokens_BL, whole[:, :length]) and not whole[:, length:].any()
     assert batch.images_BCHW[:, 0, 0, 0].tolist() == [0, 1, 2]
     assert batch.image_ids_B.tolist() == [10, 11, 12]
     assert batch.text_ids_B.tolist() == [20, 21, 22]
+    assert batch.pair_ids_B.tolist() == [40, 41, 42]
     assert batch.positions_B.tolist() == [30, 31, 32]
     assert batch.caption_keys_B.tolist() == [caption_key(caption) for caption in CAPTIONS]
 
@@ -41,16 +53,36 @@ def test_trimming_knows_the_tower_s_own_padding() -> None:
 
 def test_one_bad_pair_makes_a_bad_batch_with_its_reason() -> None:
     first, *others = pairs()
-    assert Collate(tokenize_captions)([first, BadPair("picture 3 is gone"), *others]) == BadPair(
-        "picture 3 is gone"
-    )
+    assert Collate(TOKENIZER)([first, BadPair("picture 3 is gone"), *others]) == BadPair("picture 3 is gone")
 
 
-def test_keys_of_captions_agree_between_processes_and_fit_int64() -> None:
-    """Ranks compare them, and Python's own hash differs from process to process."""
-    code = "from cn_clip.data.batches import caption_key; print(*map(caption_key, '一只猫 x'.split()), caption_key('\\ud83d'))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    keys = [caption_key(caption) for caption in ("一只猫", "x", "\ud83d")]
-    assert done.stdout.split() == [str(key) for key in keys]
-    assert len(set(keys)) == 3
-    assert torch.tensor(keys).dtype is torch.int64
+@dataclass(frozen=True)
+class NoTokenizing(TowerTokenizer):
+    """Takes cached ids only."""
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        raise AssertionError("a caption was tokenised")
+
+
+def test_cached_ids_are_taken_and_nothing_is_tokenised() -> None:
+    cached = [replace(pair, token_ids=np.array(caption_ids(pair.caption), np.uint16)) for pair in pairs()]
+    for context_length in (52, 5):
+        from_ids = Collate(NoTokenizing(context_length))(cached)
+        from_text = Collate(TowerTokenizer(context_length))(pairs())
+        assert isinstance(from_ids, PairBatch) and isinstance(from_text, PairBatch)
+        assert torch.equal(from_ids.tokens_BL, from_text.tokens_BL)
+        assert from_ids.tokens_BL.dtype == from_text.tokens_BL.dtype
+
+
+def test_one_pair_without_cached_ids_has_the_batch_tokenised() -> None:
+    first, *others = pairs()
+    mixed = [replace(first, token_ids=np.array([1, 2], np.uint16)), *others]
+    batch = Collate(TOKENIZER)(mixed)
+    assert isinstance(batch, PairBatch)
+    assert batch.tokens_BL[0, 1] != 1
+
+
+def test_moving_a_batch_keeps_what_is_no_tensor() -> None:
+    batch = Collate(TOKENIZER)([replace(pairs()[0], replaced=("picture 1 is gone",))])
+    assert isinstance(batch, PairBatch)
+    assert batch.to(torch.device("cpu")).replaced == ("picture 1 is gone",)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cn_clip.data.captions import Caption, preprocess_text, read_captions
+from cn_clip.data.captions import Caption, caption_key, preprocess_text, read_captions
 from cn_clip.errors import DataError
 
+ROOT = Path(__file__).resolve().parents[2]
 GOOD = b'{"text_id": 8, "text": "\xe7\x8c\xab", "image_ids": [17, 21]}'
 
 
@@ -34,7 +38,7 @@ def test_bom_windows_line_ends_and_blank_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (GOOD[:-4], "row 2, column 46 .the last line, which may be cut.: not JSON"),
+        (GOOD[:-4], "row 2 .the last line, which may be cut., column 46: not JSON"),
         (GOOD[:-4] + b"\n" + GOOD, "row 2, column 46: not JSON"),
         (b"[1, 2]", "row 2: not an object"),
         (b'{"text": "a", "image_ids": []}', "row 2: field text_id is missing"),
@@ -112,3 +116,17 @@ def test_any_row_is_a_caption_or_a_data_error(tmp_path_factory: pytest.TempPathF
     except DataError:
         return
     assert all(type(caption.text_id) is int and type(caption.text) is str for caption in rows)
+
+
+def test_keys_of_captions_agree_between_processes_and_fit_int64() -> None:
+    """Ranks compare them, and Python's own hash differs from process to process."""
+    code = "from cn_clip.data.captions import caption_key; print(*map(caption_key, '一只猫 x'.split()), caption_key('\\ud83d'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    keys = [caption_key(caption) for caption in ("一只猫", "x", "\ud83d")]
+    assert done.stdout.split() == [str(key) for key in keys]
+    assert len(set(keys)) == 3
+    assert torch.tensor(keys).dtype is torch.int64
+
+
+def test_captions_that_are_equal_to_the_model_have_one_key() -> None:
+    assert caption_key("A “Red” Dog") == caption_key('a "red" dog') != caption_key("a red dog")

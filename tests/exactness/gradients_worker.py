@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,16 +32,17 @@ def global_batch(image_px: int) -> PairBatch:
     return PairBatch(
         torch.randn(NUM_PAIRS, 3, image_px, image_px, generator=generator),
         tokens,
-        ids // 2,
-        ids,
-        ids % 5,
-        ids,
+        image_ids_B=ids // 2,
+        text_ids_B=ids,
+        caption_keys_B=ids % 5,
+        pair_ids_B=ids,
+        positions_B=ids,
     )
 
 
 def block(whole: PairBatch, number: int, size: int) -> PairBatch:
-    part = PairBatch(*(getattr(whole, name)[number * size : (number + 1) * size] for name in vars(whole)))
-    return PairBatch(**{**vars(part), "tokens_BL": trim_padding(part.tokens_BL, 0)})
+    part = whole.each(lambda rows: rows[number * size : (number + 1) * size])
+    return replace(part, tokens_BL=trim_padding(part.tokens_BL, 0))
 
 
 def run_case(case: dict[str, Any], ranks: Ranks) -> dict[str, Any]:

@@ -18,7 +18,7 @@ CAPTION_KEYS = torch.tensor(
 
 
 def ids() -> PairIds:
-    return PairIds(torch.arange(NUM), IMAGE_IDS, torch.arange(100, 100 + NUM), CAPTION_KEYS)
+    return PairIds(torch.arange(NUM), torch.arange(NUM), IMAGE_IDS, torch.arange(100, 100 + NUM), CAPTION_KEYS)
 
 
 def features() -> tuple[Tensor, Tensor, Tensor]:
@@ -101,7 +101,7 @@ def test_shares_of_ranks_add_up(targets: str, num_ranks: int) -> None:
 def test_hits_count_both_directions() -> None:
     image = torch.eye(4, 4)
     text = image[[0, 1, 3, 2]]  # captions 2 and 3 are swapped
-    own = PairIds(*(torch.arange(4) + 10 * k for k in range(4)))
+    own = PairIds(*(torch.arange(4) + 10 * k for k in range(5)))
     found = contrastive_gradients(
         image, text, torch.tensor(10.0), own, own, lambda columns: columns[None], targets="diagonal", tile=3
     )
@@ -110,8 +110,33 @@ def test_hits_count_both_directions() -> None:
 
 def test_large_logits_stay_finite() -> None:
     image = F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(1)), dim=1)
-    own = PairIds(*(torch.arange(6) for _ in range(4)))
+    own = PairIds(*(torch.arange(6) for _ in range(5)))
     found = contrastive_gradients(
         image, -image, torch.tensor(1e4), own, own, lambda columns: columns[None], targets="diagonal", tile=2
     )
     assert found.loss.isfinite() and found.image_RE.isfinite().all()
+
+
+@pytest.mark.parametrize("tile", [3, 100])
+@pytest.mark.parametrize("targets", ["diagonal", "positives", "mask"])
+def test_copies_of_a_pair_are_never_negatives(targets: str, tile: int) -> None:
+    """Copies pad an epoch; with nothing in common but the pair they are of, they must not push each other away."""
+    image, text, scale = features()
+    pairs = torch.arange(NUM)
+    pairs[[4, 9]] = pairs[[2, 2]]
+    alone = torch.arange(NUM)
+    # a copy has its pair's ids too
+    ids = PairIds(alone, pairs, pairs, pairs, pairs)
+    found = contrastive_gradients(image, text, scale, ids, ids, lambda c: c[None], targets=targets, tile=tile)
+    logits, copies = scale * image @ text.T, pairs[:, None] == pairs
+    own = torch.eye(NUM, dtype=torch.bool)
+    if targets == "positives":
+        weight = copies.double() / copies.sum(1)
+    else:
+        logits, weight = logits.masked_fill(copies & ~own, float("-inf")), own.double()
+    ways = [lines.log_softmax(1).masked_fill(weight == 0, 0) * weight for lines in (logits, logits.T)]
+    expected = -sum(way.sum() for way in ways) / (2 * NUM)
+    expected.backward()
+    torch.testing.assert_close(found.loss, expected.detach(), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(found.image_RE, image.grad, rtol=0, atol=1e-14)
+    torch.testing.assert_close(found.text_NE, text.grad, rtol=0, atol=1e-14)

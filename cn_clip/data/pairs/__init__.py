@@ -1,15 +1,20 @@
 """Kinds of training sets: `data.train.type` is the name of a module here.
 
-Contract of a module: a frozen dataclass `Options`, and `build(options) -> PairSource`.
+Contract of a module: a frozen dataclass `Options`, and `build(options) -> PairSource | PairStream`. A source is read at any
+index, so that a run may stand anywhere in it; a stream comes in the order of its files.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RawPair:
     """A pair as stored."""
 
@@ -18,17 +23,55 @@ class RawPair:
     image_id: int
     text_id: int
     caption: str
+    pair_id: int
+    """Equal for two reads of the same pair, and only for them."""
+    token_ids: NDArray[np.uint16] | None = None
+    """Of the caption, without [CLS] and [SEP], as its store has cached them."""
+    tokenizer: str | None = None
+    """Fingerprint of the tokenizer that gave `token_ids`."""
 
 
-class PairSource(Protocol):
+@dataclass(frozen=True, slots=True)
+class BadPair:
+    """A pair that cannot be read, and why; passed on, since an exception in a worker would reach the user as a traceback."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class PairColumns:
+    """What tells pairs apart, for all pairs of a source in order; each (number of pairs,) int64."""
+
+    image_ids: NDArray[np.int64]
+    text_ids: NDArray[np.int64]
+    caption_keys: NDArray[np.int64]
+
+
+class PairSource(ABC):
     """Pairs by index; picklable, and safe to read from many worker processes."""
 
     num_images: int
 
+    @abstractmethod
     def __len__(self) -> int:
-        """Number of pairs: a caption with k pictures is k pairs."""
-        ...
+        """Number of pairs of an epoch."""
 
-    def read(self, index: int) -> RawPair:
-        """One pair; raises DataError naming the store and the id."""
-        ...
+    @abstractmethod
+    def read(self, index: int, *, epoch: int, seed: int) -> RawPair:
+        """One pair; DataError names the store and the id. `epoch` and `seed` matter where a source draws or takes turns."""
+
+    @abstractmethod
+    def columns(self, *, epoch: int, seed: int) -> PairColumns:
+        """Ids of every pair that `read` gives in this epoch."""
+
+
+class PairStream(ABC):
+    """Pairs in the order of their files, dealt to lanes that are read side by side; picklable."""
+
+    num_images: int
+    num_pairs: int
+    """Of an epoch."""
+
+    @abstractmethod
+    def lane(self, lane: int, num_lanes: int, *, first: int, seed: int) -> Iterator[RawPair | BadPair]:
+        """Endless pairs of one lane, from its `first` on (counted over the whole run); a pair that cannot be read counts too."""

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
-from cn_clip.data.pairs import PairSource, RawPair
+import numpy as np
+from numpy.typing import NDArray
+
+from cn_clip.data.pairs import PairColumns, PairSource, RawPair
 from cn_clip.data.store import open_split
+from cn_clip.parallel.rng import stable_seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     path: str
     """Folder of the split, made by build_lmdb_dataset.py, for example $DATAPATH/lmdb/train."""
+    captions: Literal["all", "one"] = "all"
+    """`all`: an epoch has every caption of every picture; `one`: it has every picture once, with a caption drawn anew."""
 
 
 def build(options: Options) -> PairSource:
-    return LmdbPairs(options.path)
+    pairs = LmdbPairs(options.path)
+    return pairs if options.captions == "all" else OneCaptionPerPicture(pairs)
 
 
-class LmdbPairs:
+class LmdbPairs(PairSource):
+    """Every pair of a split."""
+
     def __init__(self, path: str) -> None:
         self._split = open_split(path)
         self.num_images = len(self._split.images)
@@ -26,6 +37,63 @@ class LmdbPairs:
     def __len__(self) -> int:
         return len(self._split.pairs)
 
-    def read(self, index: int) -> RawPair:
-        pair = self._split.pairs.read(index)
-        return RawPair(self._split.images.read(pair.image_id), pair.image_id, pair.text_id, pair.caption)
+    def read(self, index: int, *, epoch: int, seed: int) -> RawPair:
+        pair, tokens = self._split.pairs.read(index), self._split.tokens
+        return RawPair(
+            self._split.images.read(pair.image_id),
+            pair.image_id,
+            pair.text_id,
+            pair.caption,
+            pair_id=index,
+            token_ids=None if tokens is None else tokens.read(index),
+            tokenizer=None if tokens is None else tokens.tokenizer,
+        )
+
+    def columns(self, *, epoch: int, seed: int) -> PairColumns:
+        return self._columns
+
+    @cached_property
+    def _columns(self) -> PairColumns:
+        columns = self._split.pairs.columns()
+        return PairColumns(columns.image_ids, columns.text_ids, columns.caption_keys)
+
+
+class OneCaptionPerPicture(PairSource):
+    """Every picture of a split once an epoch; which of its captions comes is drawn for each epoch."""
+
+    def __init__(self, pairs: LmdbPairs) -> None:
+        self._pairs = pairs
+        image_ids = pairs.columns(epoch=0, seed=0).image_ids
+        self._by_picture = np.argsort(image_ids, kind="stable")
+        _, self._starts, self._counts = np.unique(
+            image_ids[self._by_picture], return_index=True, return_counts=True
+        )
+        self.num_images = pairs.num_images
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def read(self, index: int, *, epoch: int, seed: int) -> RawPair:
+        drawn = self._drawn(np.array([index]), epoch, seed)
+        return self._pairs.read(int(drawn[0]), epoch=epoch, seed=seed)
+
+    def columns(self, *, epoch: int, seed: int) -> PairColumns:
+        drawn = self._drawn(np.arange(len(self)), epoch, seed)
+        every = self._pairs.columns(epoch=epoch, seed=seed)
+        return PairColumns(every.image_ids[drawn], every.text_ids[drawn], every.caption_keys[drawn])
+
+    def _drawn(self, pictures: NDArray[np.int64], epoch: int, seed: int) -> NDArray[np.int64]:
+        """Pair that stands for each of these pictures in this epoch."""
+        choices = _mixed(pictures.astype(np.uint64) + np.uint64(stable_seed(seed, epoch)))
+        counts = self._counts[pictures].astype(np.uint64)
+        drawn: NDArray[np.int64] = self._by_picture[
+            self._starts[pictures] + (choices % counts).astype(np.int64)
+        ]
+        return drawn
+
+
+def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Well-spread numbers, one for each (the finalizer of SplitMix64, Steele, Lea and Flood 2014)."""
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))

@@ -30,6 +30,8 @@ class PairIds:
 
     positions: Tensor
     """Of the pair in the order of the epoch: equal only for the pair itself."""
+    pair_ids: Tensor
+    """Equal for copies of one pair too, which are never each other's negatives."""
     image_ids: Tensor
     text_ids: Tensor
     caption_keys: Tensor
