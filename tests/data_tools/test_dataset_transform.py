@@ -15,7 +15,8 @@ from PIL import Image
 
 from cn_clip.data.store import open_split
 from cn_clip.errors import CnClipError, ConfigError, DataError
-from cn_clip.preprocess.splits.build import build_split, find_splits
+from cn_clip.preprocess.splits.build import BuildOptions, build_split
+from cn_clip.preprocess.splits.split_files import find_splits
 from data_tools.captions_table.table import Columns, TableRow, read_table
 from data_tools.dataset_transform import main
 
@@ -221,7 +222,7 @@ def test_by_path_from_anywhere_then_a_build_reads_it(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "train: 8 pictures, 16 captions\nvalid: 2 pictures, 4 captions\n" in done.stdout
     for files in find_splits(folder / "out", "train,valid"):
-        report = build_split(files, folder / "lmdb", "v2")
+        report = build_split(files, folder / "lmdb", BuildOptions())
         assert (report.num_pairs, report.num_repeats, report.num_unpaired) == (2 * report.num_images, 0, 0)
         split = open_split(folder / "lmdb" / files.name)
         names, texts = read_names(folder, files.name), read_texts(folder, files.name)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cn_clip.data.bad_rows import BadRow
 from cn_clip.errors import DataError
 from cn_clip.preprocess.splits.picture_rows import PictureRow, read_pictures
 
@@ -17,7 +18,13 @@ from cn_clip.preprocess.splits.picture_rows import PictureRow, read_pictures
 def read(folder: Path, content: bytes) -> list[PictureRow]:
     path = folder / "train_imgs.tsv"
     path.write_bytes(content)
-    return list(read_pictures(path))
+    rows: list[PictureRow] = []
+    for block in read_pictures(path):
+        for row in block.rows:
+            if isinstance(row, BadRow):
+                raise row.error()
+            rows.append(row)
+    return rows
 
 
 @pytest.fixture
@@ -33,7 +40,8 @@ def good(picture: bytes) -> bytes:
 def test_rows_in_file_order(tmp_path: Path, picture: bytes, good: bytes) -> None:
     rows = read(tmp_path, good + b"\n-3\t" + base64.urlsafe_b64encode(picture))
     assert [(row.image_id, row.picture, row.row) for row in rows] == [(7, picture, 1), (-3, picture, 2)]
-    assert sum(row.num_bytes for row in rows) == (tmp_path / "train_imgs.tsv").stat().st_size
+    blocks = list(read_pictures(tmp_path / "train_imgs.tsv"))
+    assert sum(block.num_bytes for block in blocks) == (tmp_path / "train_imgs.tsv").stat().st_size
 
 
 def test_bom_windows_line_ends_and_blank_lines(tmp_path: Path, good: bytes) -> None:
@@ -76,12 +84,12 @@ def test_a_file_cut_anywhere_is_an_error(
     assert len(read(tmp_path, row)) == 1
     # the tail of base64 may be its padding only, and a format may end in bytes that carry no pixel
     for size in range(1, len(row) - 12, 7 if len(row) > 400 else 1):
-        with pytest.raises(DataError, match=r"row 1 .*cut"):
+        with pytest.raises(DataError, match=r"row 1 .the last line, which may be cut"):
             read(tmp_path, row[:size])
 
 
 def test_a_row_without_end_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cn_clip.preprocess.splits.picture_rows._MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("cn_clip.preprocess.splits.line_blocks._MAX_ROW_BYTES", 1000)
     with pytest.raises(DataError, match="row 1: longer than 1,000 bytes"):
         read(tmp_path, b"7\t" + b"A" * 5000)
 

@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
-from array import array
-from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cn_clip.data.captions import Caption, read_captions
+from cn_clip.data.bad_rows import BadRow
 from cn_clip.data.store import SplitWriter
 from cn_clip.data.store.layout import Format
 from cn_clip.errors import ConfigError, DataError
-from cn_clip.preprocess.splits.picture_rows import read_pictures
+from cn_clip.preprocess.splits.bad_row_log import BadRowLog, Policy
+from cn_clip.preprocess.splits.caption_pairs import CaptionIds, add_pairs, check_captions
+from cn_clip.preprocess.splits.in_order import num_cores
+from cn_clip.preprocess.splits.picture_rows import PictureRow, read_pictures
+from cn_clip.preprocess.splits.split_files import SplitFiles
 
-_MISSING_SHOWN = 5
-_BLOCK_PAIRS = 100_000
 
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How a split is built."""
 
-@dataclass(frozen=True)
-class SplitFiles:
-    """What a split is made of."""
+    format: Format = "v2"
+    shard_bytes: int | None = None
+    """An imgs folder stays below this, and the next one begins; None is one folder."""
+    append: bool = False
+    """Go on after the split that is there."""
+    tokens: bool = True
+    """Keep the token ids of the captions too, so that training need not tokenise them; the reference's format has none."""
+    decode: bool = False
+    """Decode every picture in full."""
+    num_workers: int | None = None
+    """Threads that decode; None is one per core, 0 and 1 are none beside the one that writes."""
+    bad_rows: Policy = "stop"
+    max_bad_share: float = 0.01
+    """Of the rows of a file, when bad ones are skipped."""
 
-    name: str
-    pictures: Path
-    captions: Path
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad_share <= 1:
+            raise ConfigError(
+                f"--max-bad-share is a share of the rows, from 0 to 1, not {self.max_bad_share:g}"
+            )
+        if self.num_workers is not None and self.num_workers < 0:
+            raise ConfigError(f"--workers is a number of threads, 0 or more, not {self.num_workers}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitReport:
-    """What a build found."""
+    """What a build found. Of a split that got longer, the new rows, where nothing else is said."""
 
     num_images: int
     num_pairs: int
@@ -45,122 +61,90 @@ class SplitReport:
     """Captions without image ids: they make no pair."""
     num_blank_lines: int
     """Empty lines between the rows of both files."""
+    num_bad_rows: int = 0
+    num_losers: int = 0
+    """Captions that lost a picture which was left out."""
+    num_all_images: int = 0
+    """Of the whole split."""
+    num_all_pairs: int = 0
+    """Of the whole split."""
+    bad_rows_path: Path | None = None
+    """Where the bad rows are listed, if there were any."""
 
 
-def find_splits(data_dir: Path, splits: str) -> list[SplitFiles]:
-    """The files of each split of a comma list, all there before anything is built; each name once, in the order given."""
-    if not data_dir.is_dir():
-        raise DataError(f"--data_dir {data_dir} is not a folder: give the one that holds the _imgs.tsv files")
-    names = list(dict.fromkeys(name.strip() for name in splits.split(",") if name.strip()))
-    if not names:
-        raise ConfigError("--splits names no split: give a comma list, for example --splits train,valid,test")
-    return [_find_split(data_dir, name) for name in names]
-
-
-def _find_split(data_dir: Path, name: str) -> SplitFiles:
-    if name != Path(name).name or name.startswith("."):
-        raise ConfigError(
-            f"--splits: {name!r} cannot name a split; it is the part before _imgs.tsv, for example train"
-        )
-    files = SplitFiles(name, data_dir / f"{name}_imgs.tsv", data_dir / f"{name}_texts.jsonl")
-    for path in (files.pictures, files.captions):
-        if not path.is_file():
-            raise DataError(f"{path} does not exist{_near_split(data_dir, name)}")
-        if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty: write it again, or leave {name} out of --splits")
-    return files
-
-
-def _near_split(data_dir: Path, name: str) -> str:
-    there = sorted(path.name.removesuffix("_imgs.tsv") for path in data_dir.glob("*_imgs.tsv"))
-    near = difflib.get_close_matches(name, [other for other in there if other != name], n=1)
-    if near:
-        return f": did you mean --splits {near[0]}?"
-    return f": {data_dir} has {', '.join(there)}" if there else f": {data_dir} has no *_imgs.tsv at all"
-
-
-def build_split(files: SplitFiles, lmdb_dir: Path, format: Format) -> SplitReport:
+def build_split(files: SplitFiles, lmdb_dir: Path, options: BuildOptions) -> SplitReport:
     """Check every row and write `lmdb_dir/{name}`, replacing an older one at the very end. DataError names the row."""
-    with SplitWriter(lmdb_dir / files.name, format) as writer:
-        # captions first: they are the smaller file, and a mistake in them should not show after hours of pictures
-        captions = _add_pairs(files, writer)
-        pictures = _add_pictures(files, writer)
-        _require_pictures(files, writer.image_ids())
+    fingerprint, caption_ids = _tokenizer() if options.tokens and options.format == "v2" else (None, None)
+    writer = SplitWriter(
+        lmdb_dir / files.name,
+        options.format,
+        shard_bytes=options.shard_bytes,
+        append=options.append,
+        tokenizer=fingerprint,
+    )
+    bad_rows = BadRowLog(lmdb_dir, files.name, options.bad_rows, options.max_bad_share)
+    with writer, closing(bad_rows):
+        captions = check_captions(files.captions, bad_rows)
+        if captions.num_rows == 0 and not options.append:
+            raise DataError(f"{files.captions} has only blank lines: write one caption per line")
+        num_blank_lines = captions.num_blank_lines + _add_pictures(files, writer, bad_rows, options)
+        num_losers = add_pairs(files, writer, bad_rows, caption_ids if writer.tokenizer else None)
+        bad_rows.check_share(files.captions, captions.num_rows, is_whole=True)
+        bad_rows.publish()
     return SplitReport(
-        num_images=writer.num_images,
-        num_pairs=writer.num_pairs,
-        num_captions=captions.num_rows,
+        num_images=writer.num_images - writer.num_old_images,
+        num_pairs=writer.num_pairs - writer.num_old_pairs,
+        num_captions=captions.num_captions,
         num_repeats=writer.num_repeats,
         num_unpaired=captions.num_unpaired,
-        num_blank_lines=captions.num_blank_lines + pictures.num_blank_lines,
+        num_blank_lines=num_blank_lines,
+        num_bad_rows=bad_rows.num_rows,
+        num_losers=num_losers,
+        num_all_images=writer.num_images,
+        num_all_pairs=writer.num_pairs,
+        bad_rows_path=bad_rows.path if bad_rows.num_rows else None,
     )
 
 
-@dataclass(frozen=True)
-class _Seen:
-    num_rows: int
-    num_blank_lines: int
-    num_unpaired: int = 0
+def _tokenizer() -> tuple[str, CaptionIds]:
+    # here, so that a build without tokens needs no tokenizer
+    from cn_clip.clip.tokenizer import caption_ids, tokenizer_fingerprint
+
+    return tokenizer_fingerprint(), caption_ids
 
 
-def _add_pairs(files: SplitFiles, writer: SplitWriter) -> _Seen:
-    num_rows = num_unpaired = last_row = 0
-    for caption in _with_bar(read_captions(files.captions), files.captions):
-        num_rows, last_row = num_rows + 1, caption.row
-        num_unpaired += not caption.image_ids
-        for image_id in caption.image_ids:
-            writer.add_pair(image_id, caption.text_id, caption.text)
-    if num_rows == 0:
-        raise DataError(f"{files.captions} has only blank lines: write one caption per line")
-    return _Seen(num_rows, last_row - num_rows, num_unpaired)
-
-
-def _with_bar(rows: Iterable[Caption], path: Path) -> Iterable[Caption]:
-    return tqdm(rows, desc=path.name, unit=" rows", disable=None)  # None: only on a terminal
-
-
-def _add_pictures(files: SplitFiles, writer: SplitWriter) -> _Seen:
+def _add_pictures(files: SplitFiles, writer: SplitWriter, bad_rows: BadRowLog, options: BuildOptions) -> int:
+    """Number of blank lines."""
     path = files.pictures
-    num_rows = last_row = 0
+    num_rows = num_lines = 0
+    num_threads = num_cores() if options.num_workers is None else options.num_workers
+    blocks = read_pictures(path, decode=options.decode, num_threads=num_threads if options.decode else 0)
     bar = tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, disable=None)
-    with bar, warnings.catch_warnings():
+    with bar, warnings.catch_warnings(), closing(blocks):
         # PIL remarks on odd metadata without saying of which row
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        for picture in read_pictures(path):
-            num_rows, last_row = num_rows + 1, picture.row
-            writer.add_image(picture.image_id, picture.picture, f"{path} row {picture.row}")
-            bar.update(picture.num_bytes)
-    if num_rows == 0:
+        for block in blocks:
+            for row in block.rows:
+                bad = row if isinstance(row, BadRow) else _add_picture(path, row, writer, options.bad_rows)
+                if bad is not None:
+                    bad_rows.add(bad)
+            num_rows, num_lines = num_rows + len(block.rows), num_lines + block.num_lines
+            bad_rows.check_share(path, num_rows, is_whole=False)
+            bar.update(block.num_bytes)
+    if num_rows == 0 and not options.append:
         raise DataError(f"{path} has only blank lines: write one picture per line")
-    return _Seen(num_rows, last_row - num_rows)
+    bad_rows.check_share(path, num_rows, is_whole=True)
+    return num_lines - num_rows
 
 
-def _require_pictures(files: SplitFiles, known_ids: NDArray[np.int64]) -> None:
-    """DataError with the first row that names a picture the TSV lacks, the first such ids, and how many there are."""
-    missing: dict[int, int] = {}
-    for rows, image_ids in _in_blocks(read_captions(files.captions)):
-        places = np.searchsorted(known_ids, image_ids).clip(max=len(known_ids) - 1)
-        for place in np.flatnonzero(known_ids[places] != image_ids):
-            missing.setdefault(image_ids[place], rows[place])
-    if not missing:
-        return
-    first_row = next(iter(missing.values()))
-    shown = ", ".join(str(image_id) for image_id in list(missing)[:_MISSING_SHOWN])
-    more = ", …" if len(missing) > _MISSING_SHOWN else ""
-    raise DataError(
-        f"{files.captions} row {first_row}, field image_ids: {len(missing)} picture "
-        f"id{'s'[: len(missing) != 1]} that {files.pictures.name} does not have ({shown}{more}); "
-        "add the pictures or take the ids out of the captions"
-    )
-
-
-def _in_blocks(captions: Iterable[Caption]) -> Iterator[tuple[array[int], array[int]]]:
-    """(row, image id) of every pair, as two arrays of some thousands."""
-    rows, image_ids = array("q"), array("q")
-    for caption in captions:
-        rows.extend([caption.row] * len(caption.image_ids))
-        image_ids.extend(caption.image_ids)
-        if len(rows) >= _BLOCK_PAIRS:
-            yield rows, image_ids
-            rows, image_ids = array("q"), array("q")
-    yield rows, image_ids
+def _add_picture(path: Path, row: PictureRow, writer: SplitWriter, policy: Policy) -> BadRow | None:
+    """Keep a picture; a bad row when another picture has its id and bad rows are skipped, otherwise that is a DataError."""
+    source = f"{path} row {row.row}"
+    try:
+        writer.add_image(row.image_id, row.picture, source, size=row.size)
+    except DataError as error:
+        # without the id, it was the writing that failed
+        if policy == "stop" or not writer.has_image(row.image_id):
+            raise
+        return BadRow(path=path, row=row.row, column=1, reason=str(error).removeprefix(f"{source}: "))
+    return None

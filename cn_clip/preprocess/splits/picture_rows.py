@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from cn_clip.data.captions import MAX_ID
-from cn_clip.errors import DataError
-from cn_clip.preprocess.splits.picture_check import find_fault
+import pybase64
 
-_BOM = b"\xef\xbb\xbf"
-_MAX_ROW_BYTES = 512 << 20  # a file without line ends must not be read into memory whole
+from cn_clip.data.bad_rows import BadRow
+from cn_clip.data.captions import MAX_ID
+from cn_clip.preprocess.splits.in_order import in_order
+from cn_clip.preprocess.splits.line_blocks import LineBlock, read_blocks
+from cn_clip.preprocess.splits.picture_check import BadPictureError, check_picture
+
+_SPACE = b" \t\r\n\v\f"
 _LEADING_ZEROS = re.compile(rb"-?0[0-9]+")
+_URL_SAFE = b"-_"
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 
@@ -25,74 +30,126 @@ class PictureRow:
     image_id: int
     picture: bytes
     """Encoded as it came: JPEG, PNG, …"""
+    size: tuple[int, int]
+    """Width and height in pixels."""
     row: int
     """Line of the file, from 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureBlock:
+    """The rows of some lines that follow each other."""
+
+    rows: list[PictureRow | BadRow]
+    """Without blank lines."""
+    num_lines: int
     num_bytes: int
-    """Of the line, for a progress bar."""
 
 
-def read_pictures(tsv_path: Path) -> Iterator[PictureRow]:
-    """Each picture in file order; blank lines are passed over. DataError names file, row and column."""
-    try:
-        with tsv_path.open("rb", buffering=1 << 20) as file:
-            row = 0
-            while line := file.readline(_MAX_ROW_BYTES + 1):
-                row += 1
-                if len(line) > _MAX_ROW_BYTES:
-                    raise DataError(
-                        f"{tsv_path} row {row}: longer than {_MAX_ROW_BYTES:,} bytes; is this a TSV?"
-                    )
-                content = (line.removeprefix(_BOM) if row == 1 else line).strip()
-                if content:
-                    yield _read_row(content, row, len(line), _where(tsv_path, row, line))
-    except OSError as error:
-        raise DataError(f"cannot read the pictures {tsv_path}: {error.strerror}") from error
+def read_pictures(
+    tsv_path: Path, *, decode: bool = False, num_threads: int = 1
+) -> Generator[PictureBlock, None, None]:
+    """Each picture in file order, block by block; DataError when the file cannot be read.
+
+    `decode` decodes every picture in full, in as many threads as given.
+    """
+    return in_order(partial(check_block, decode=decode), read_blocks(tsv_path), num_threads)
 
 
-def _where(path: Path, row: int, line: bytes) -> str:
-    cut = "" if line.endswith(b"\n") else " (the last line, which may be cut)"
-    return f"{path} row {row}{cut}"
+def check_block(block: LineBlock, *, decode: bool = False) -> PictureBlock:
+    rows: list[PictureRow | BadRow] = []
+    content = block.content
+    start, row = 0, block.first_row
+    while start < len(content):
+        end = content.find(b"\n", start)
+        end = len(content) if end < 0 else end
+        first, last = _trim(content, start, end)
+        if first < last:
+            try:
+                rows.append(_read_row(content, first, last, row, decode))
+            except _UnusableError as error:
+                rows.append(error.at(block, row, is_unended=end == len(content)))
+        start, row = end + 1, row + 1
+    return PictureBlock(rows, block.num_rows, block.num_bytes)
 
 
-def _read_row(content: bytes, row: int, num_bytes: int, where: str) -> PictureRow:
-    tab = content.find(b"\t")
-    if tab < 0 or content.find(b"\t", tab + 1) >= 0:
-        num_columns = content.count(b"\t") + 1
-        raise DataError(
-            f"{where}: it has {num_columns} column{'s'[: num_columns != 1]}, not 2; "
-            "give an image id, a tab and the picture in base64"
+def _trim(content: bytes, start: int, end: int) -> tuple[int, int]:
+    while end > start and content[end - 1] in _SPACE:
+        end -= 1
+    while start < end and content[start] in _SPACE:
+        start += 1
+    return start, end
+
+
+class _UnusableError(Exception):
+    def __init__(self, column: int | None, reason: str, image_id: int | None = None) -> None:
+        self.column, self.reason, self.image_id = column, reason, image_id
+
+    def at(self, block: LineBlock, row: int, *, is_unended: bool) -> BadRow:
+        return BadRow(
+            path=block.path,
+            row=row,
+            column=self.column,
+            reason=self.reason,
+            image_id=self.image_id,
+            is_unended=is_unended,
         )
-    image_id = _read_id(content[:tab], where)
-    encoded = memoryview(content)[tab + 1 :]  # not a copy: a row is mostly this column
-    picture = _read_base64(encoded, f"{where}, column 2 (the picture of id {image_id})")
-    fault = find_fault(picture)
-    if fault is not None:
-        raise DataError(f"{where}, column 2 (the picture of id {image_id}): {fault}; mend or remove the row")
-    return PictureRow(image_id, picture, row, num_bytes)
 
 
-def _read_id(column: bytes, where: str) -> int:
+def _read_row(content: bytes, first: int, last: int, row: int, decode: bool) -> PictureRow:
+    """The row between two places of the content: looked at where it stands, since it is mostly its picture."""
+    tab = content.find(b"\t", first, last)
+    image_id = _read_id(content[first:tab]) if tab >= 0 else None
+    if image_id is None:
+        _require_columns(content[first:last])
+        raise _UnusableError(1, _fault_of_id(content[first:tab]))
+    try:
+        picture = _read_base64(memoryview(content)[tab + 1 : last])
+        size = check_picture(picture, decode=decode)
+    except binascii.Error as error:
+        _require_columns(content[first:last])
+        raise _UnusableError(2, f"not base64 ({error}); encode the picture file again", image_id) from error
+    except BadPictureError as error:
+        raise _UnusableError(2, f"{error}; mend or remove the row", image_id) from error
+    return PictureRow(image_id, picture, size, row)
+
+
+def _require_columns(line: bytes) -> None:
+    num_columns = line.count(b"\t") + 1
+    if num_columns != 2:
+        raise _UnusableError(
+            None,
+            f"it has {num_columns} column{'s'[: num_columns != 1]}, not 2; "
+            "give an image id, a tab and the picture in base64",
+        )
+
+
+def _read_id(column: bytes) -> int | None:
     try:
         image_id = int(column)
     except ValueError:
-        image_id = None
-    if image_id is None or b"%d" % image_id != column or abs(image_id) > MAX_ID:  # no `007`, `1_000` or `+5`
-        shown = column[:40].decode("utf-8", "replace")
-        if _LEADING_ZEROS.fullmatch(column):
-            raise DataError(
-                f"{where}, column 1: {shown!r} has leading zeros, which are not allowed; "
-                "write the number without them, in the captions too"
-            )
-        raise DataError(f"{where}, column 1: {shown!r} is not a whole number of 64 bits; number the pictures")
+        return None
+    if b"%d" % image_id != column or abs(image_id) > MAX_ID:  # no `007`, `1_000` or `+5`
+        return None
     return image_id
 
 
-def _read_base64(column: memoryview, where: str) -> bytes:
-    try:
-        return binascii.a2b_base64(column, strict_mode=True)
-    except binascii.Error:
-        pass  # the url-safe alphabet is as good
-    try:
-        return binascii.a2b_base64(bytes(column).translate(_STANDARD_ALPHABET), strict_mode=True)
-    except binascii.Error as error:
-        raise DataError(f"{where}: not base64 ({error}); encode the picture file again") from error
+def _fault_of_id(column: bytes) -> str:
+    shown = column[:40].decode("utf-8", "replace")
+    if _LEADING_ZEROS.fullmatch(column):
+        return (
+            f"{shown!r} has leading zeros, which are not allowed; "
+            "write the number without them, in the captions too"
+        )
+    return f"{shown!r} is not a whole number of 64 bits; number the pictures"
+
+
+def _read_base64(column: memoryview) -> bytes:
+    """The bytes of either alphabet; binascii.Error says what else the column is."""
+    for alphabet in (None, _URL_SAFE):
+        try:
+            return pybase64.b64decode(column, altchars=alphabet, validate=True)
+        except binascii.Error:
+            pass
+    # slower, but it takes both alphabets in one text, and knows the reason
+    return binascii.a2b_base64(bytes(column).translate(_STANDARD_ALPHABET), strict_mode=True)

@@ -1,0 +1,52 @@
+"""A large file of lines, cut into blocks of whole lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cn_clip.errors import DataError
+
+_BLOCK_BYTES = 2 << 20
+_MAX_ROW_BYTES = 512 << 20  # a file without line ends must not be read into memory whole
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class LineBlock:
+    """Some lines of a file."""
+
+    path: Path
+    content: bytes
+    """With line ends; a byte order mark at the beginning of the file is left out."""
+    first_row: int
+    """Number of its first line in the file, from 1."""
+    num_rows: int
+    num_bytes: int
+    """Of the file that it stands for."""
+
+
+def read_blocks(path: Path) -> Iterator[LineBlock]:
+    """Blocks of some megabytes, or of one line where that is longer. DataError when a line is longer than any row may be."""
+    first_row = 1
+    try:
+        with path.open("rb") as file:
+            while content := file.read(_BLOCK_BYTES):
+                if not content.endswith(b"\n"):
+                    content += file.readline(_MAX_ROW_BYTES + 1)
+                num_rows = content.count(b"\n") + (not content.endswith(b"\n"))
+                if len(content) - content.rfind(b"\n", 0, -1) > _MAX_ROW_BYTES:
+                    raise DataError(
+                        f"{path} row {first_row + num_rows - 1}: longer than {_MAX_ROW_BYTES:,} bytes; is this a TSV?"
+                    )
+                yield LineBlock(
+                    path,
+                    content.removeprefix(_BOM) if first_row == 1 else content,
+                    first_row,
+                    num_rows,
+                    len(content),
+                )
+                first_row += num_rows
+    except OSError as error:
+        raise DataError(f"cannot read the pictures {path}: {error.strerror}") from error
