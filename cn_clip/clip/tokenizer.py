@@ -17,13 +17,15 @@ from array import array
 from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cn_clip.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VOCAB_PATH = Path(__file__).with_name("vocab.txt")
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
@@ -137,6 +139,9 @@ class CaptionTokenizer:
         return self._rows((ids.astype(np.int64).tobytes() for ids in captions), context_length)
 
     def _rows(self, captions: Iterable[bytes], context_length: int) -> Tensor:
+        # here, because who only wants ids, as the LMDB build does, should not wait for torch
+        import torch
+
         _check_context_length(context_length)
         start, end = _id_bytes([self.vocab[START]]), _id_bytes([self.vocab[END]])
         room = (context_length - 2) * ID_BYTES

@@ -22,7 +22,8 @@ class LineBlock:
     """With line ends; a byte order mark at the beginning of the file is left out."""
     first_row: int
     """Number of its first line in the file, from 1."""
-    num_rows: int
+    line_ends: list[int]
+    """Where each line ends in `content`, before its line end."""
     num_bytes: int
     """Of the file that it stands for."""
 
@@ -35,18 +36,25 @@ def read_blocks(path: Path) -> Iterator[LineBlock]:
             while content := file.read(_BLOCK_BYTES):
                 if not content.endswith(b"\n"):
                     content += file.readline(_MAX_ROW_BYTES + 1)
-                num_rows = content.count(b"\n") + (not content.endswith(b"\n"))
-                if len(content) - content.rfind(b"\n", 0, -1) > _MAX_ROW_BYTES:
-                    raise DataError(
-                        f"{path} row {first_row + num_rows - 1}: longer than {_MAX_ROW_BYTES:,} bytes; is this a TSV?"
-                    )
-                yield LineBlock(
-                    path,
-                    content.removeprefix(_BOM) if first_row == 1 else content,
-                    first_row,
-                    num_rows,
-                    len(content),
-                )
-                first_row += num_rows
+                num_bytes = len(content)
+                if first_row == 1:
+                    content = content.removeprefix(_BOM)
+                line_ends = _find_line_ends(content)
+                if len(content) - content.rfind(b"\n", 0, -1) - 1 > _MAX_ROW_BYTES:
+                    row = first_row + len(line_ends) - 1
+                    raise DataError(f"{path} row {row}: longer than {_MAX_ROW_BYTES:,} bytes; is this a TSV?")
+                yield LineBlock(path, content, first_row, line_ends, num_bytes)
+                first_row += len(line_ends)
     except OSError as error:
         raise DataError(f"cannot read the pictures {path}: {error.strerror}") from error
+
+
+def _find_line_ends(content: bytes) -> list[int]:
+    line_ends = []
+    end = content.find(b"\n")
+    while end >= 0:
+        line_ends.append(end)
+        end = content.find(b"\n", end + 1)
+    if not content.endswith(b"\n"):
+        line_ends.append(len(content))
+    return line_ends

@@ -58,19 +58,16 @@ def read_pictures(
 
 def check_block(block: LineBlock, *, decode: bool = False) -> PictureBlock:
     rows: list[PictureRow | BadRow] = []
-    content = block.content
-    start, row = 0, block.first_row
-    while start < len(content):
-        end = content.find(b"\n", start)
-        end = len(content) if end < 0 else end
+    content, start = block.content, 0
+    for row, end in enumerate(block.line_ends, start=block.first_row):
         first, last = _trim(content, start, end)
         if first < last:
             try:
                 rows.append(_read_row(content, first, last, row, decode))
             except _UnusableError as error:
                 rows.append(error.at(block, row, is_unended=end == len(content)))
-        start, row = end + 1, row + 1
-    return PictureBlock(rows, block.num_rows, block.num_bytes)
+        start = end + 1
+    return PictureBlock(rows, len(block.line_ends), block.num_bytes)
 
 
 def _trim(content: bytes, start: int, end: int) -> tuple[int, int]:
