@@ -84,11 +84,19 @@ class PairLoader:
         return self._num_batches
 
     def __iter__(self) -> Iterator[PairBatch]:
-        for batch in _until_death(self._batches):
-            if isinstance(batch, BadPair):
-                raise DataError(f"{batch.reason}; or train on without such pairs: data.bad_pairs=skip")
-            self._count(batch)
-            yield batch
+        try:
+            for batch in _until_death(self._batches):
+                if isinstance(batch, BadPair):
+                    raise DataError(f"{batch.reason}; or train on without such pairs: data.bad_pairs=skip")
+                self._count(batch)
+                yield batch
+        finally:
+            if self.num_bad:
+                logger.warning(
+                    "%d of %d pairs could not be read; others stood in for them.",
+                    self.num_bad,
+                    self.num_pairs,
+                )
 
     def _count(self, batch: PairBatch) -> None:
         self.num_pairs += len(batch)
