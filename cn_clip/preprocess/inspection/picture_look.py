@@ -1,0 +1,94 @@
+"""One encoded picture, decoded once and described."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import simplejpeg
+import xxhash
+from PIL import Image
+
+from cn_clip.preprocess.inspection.near_hash import near_hash
+from cn_clip.preprocess.splits.picture_check import find_fault
+
+_JPEG_MAGIC = b"\xff\xd8\xff"
+_JPEG_MODES = {"Gray": "L", "YCbCr": "RGB", "RGB": "RGB", "CMYK": "CMYK", "YCCK": "CMYK"}
+_HASH_PX = 32  # scaled decoding stops above this, so that the near hash has pixels to average
+
+
+@dataclass(frozen=True, slots=True)
+class PictureLook:
+    """What was seen; `fault` is why there are no pixels, `flaw` what the decoder remarked on."""
+
+    digest: bytes
+    """xxh3_128 of the encoded bytes."""
+    num_bytes: int
+    width: int = 0
+    height: int = 0
+    format: str = ""
+    mode: str = ""
+    near: int | None = None
+    """None without pixels or contrast."""
+    fault: str | None = None
+    flaw: str | None = None
+
+
+def look_at(picture: bytes) -> PictureLook:
+    """Decode and describe; never raises for what the bytes hold.
+
+    A JPEG is decoded at up to 1/8 of its size, which reads every coded byte all the same.
+    """
+    digest = xxhash.xxh3_128_digest(picture)
+    flaw = None
+    if picture.startswith(_JPEG_MAGIC):
+        try:
+            return _look_at_jpeg(picture, digest)
+        except ValueError as error:  # damage, or what libjpeg-turbo does not know: PIL has the last word
+            flaw = _said(error)
+    return _look_by_pil(picture, digest, flaw)
+
+
+def _look_at_jpeg(picture: bytes, digest: bytes) -> PictureLook:
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(picture)
+    if width * height > _max_pixels():
+        return PictureLook(digest, len(picture), fault=_too_large(width, height))
+    grey_HW1 = simplejpeg.decode_jpeg(picture, "GRAY", min_height=_HASH_PX, min_width=_HASH_PX)
+    near = near_hash(Image.fromarray(grey_HW1[:, :, 0]))
+    return PictureLook(
+        digest, len(picture), width, height, "JPEG", _JPEG_MODES.get(colours, colours), near=near
+    )
+
+
+def _look_by_pil(picture: bytes, digest: bytes, flaw: str | None) -> PictureLook:
+    with warnings.catch_warnings():
+        # PIL remarks on odd metadata without saying of which picture
+        warnings.simplefilter("ignore")
+        # first, since PIL would run another program for some formats
+        fault = find_fault(picture)
+        if fault is not None:
+            return PictureLook(digest, len(picture), fault=fault)
+        try:
+            with Image.open(io.BytesIO(picture)) as image:
+                image.load()
+                near = near_hash(image.convert("L"))
+        except Exception as error:  # PIL's many decoders raise whatever their parsing stumbles over
+            return PictureLook(digest, len(picture), fault=f"the picture cannot be decoded ({_said(error)})")
+    width, height = image.size
+    return PictureLook(
+        digest, len(picture), width, height, image.format or "", image.mode, near=near, flaw=flaw
+    )
+
+
+def _max_pixels() -> int:
+    # what PIL itself refuses, in training too, as a decompression bomb
+    return 2 * (Image.MAX_IMAGE_PIXELS or 1 << 62)
+
+
+def _too_large(width: int, height: int) -> str:
+    return f"{width:,} x {height:,} px are more than PIL opens ({_max_pixels():,} pixels); make it smaller"
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
