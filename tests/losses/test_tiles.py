@@ -18,7 +18,9 @@ CAPTION_KEYS = torch.tensor(
 
 
 def ids() -> PairIds:
-    return PairIds(torch.arange(NUM), torch.arange(NUM), IMAGE_IDS, torch.arange(100, 100 + NUM), CAPTION_KEYS)
+    return PairIds(
+        torch.arange(NUM), torch.arange(NUM), IMAGE_IDS, torch.arange(100, 100 + NUM), CAPTION_KEYS
+    )
 
 
 def features() -> tuple[Tensor, Tensor, Tensor]:
