@@ -68,7 +68,8 @@ class EpochOrder:
 
     def at(self, epoch: int, start: int, stop: int) -> torch.Tensor:
         """Indices in the source of positions [start, stop)."""
-        return _permutation(self.num_padded, self.seed + epoch)[start:stop] % self.num_pairs
+        permuted = _permutation(self.num_padded, self.seed + epoch)[start:stop]
+        return permuted.to(torch.int64) % self.num_pairs
 
     def block(self, step: int, first: int, count: int) -> list[PairKey]:
         """`count` keys of `step` (counted over the whole run), from the `first`-th pair of its global batch on."""
@@ -80,7 +81,9 @@ class EpochOrder:
 
 @lru_cache(maxsize=2)  # the loader runs a little ahead, into the next epoch
 def _permutation(length: int, seed: int) -> torch.Tensor:
-    return torch.randperm(length, generator=torch.Generator().manual_seed(seed))
+    # the draws do not depend on the type: 4 bytes a pair wherever they can hold its number
+    dtype = torch.int32 if length < 2**31 else torch.int64
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 class MicroBatches(Sampler[list[PairKey]]):
