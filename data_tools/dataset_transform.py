@@ -22,14 +22,14 @@ from cn_clip.errors import run_door
 
 def main(words: Sequence[str] | None = None) -> None:
     flags = parse_flags(words)
-    from data_tools.captions_table.build import IDS_FILE, Options, transform_table
-    from data_tools.captions_table.table import Columns
+    from cn_clip.preprocess.importing.sorted_table import IDS_FILE, Options, transform_table
 
     options = Options(
         csv=flags.csv,
         image_dir=flags.image_dir,
         output_dir=flags.output_dir,
-        columns=Columns(image=flags.image_column, caption=flags.caption_column),
+        image_column=flags.image_column,
+        caption_column=flags.caption_column,
         splits=tuple(name.strip() for name in flags.splits.split(",")),
         valid_share=flags.valid_share,
         seed=flags.seed,

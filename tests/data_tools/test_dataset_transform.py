@@ -15,9 +15,9 @@ from PIL import Image
 
 from cn_clip.data.store import open_split
 from cn_clip.errors import CnClipError, ConfigError, DataError
+from cn_clip.preprocess.importing.tables import TableRow, TableShape, read_table
 from cn_clip.preprocess.splits.build import BuildOptions, build_split
 from cn_clip.preprocess.splits.split_files import find_splits
-from data_tools.captions_table.table import Columns, TableRow, read_table
 from data_tools.dataset_transform import main
 
 DOOR = Path(__file__).resolve().parents[2] / "data_tools" / "dataset_transform.py"
@@ -135,7 +135,7 @@ def test_columns_by_name_and_repeated_rows(folder: Path, capsys: pytest.CaptureF
 
 def test_rows_are_counted_in_lines_of_the_file(folder: Path) -> None:
     write_table(folder, 'image_id,caption\n1.png,"两\n行"\n\n2.png,"a ""b"", c"\n')
-    rows = read_table(folder / "captions.csv", Columns())
+    rows = read_table(folder / "captions.csv", TableShape())
     assert rows == [TableRow("1.png", "两\n行", 2), TableRow("2.png", 'a "b", c', 5)]
 
 

@@ -1,0 +1,121 @@
+"""From items to rows of the files: ids given, splits chosen, captions joined to their pictures."""
+
+from __future__ import annotations
+
+from cn_clip.data.captions import MAX_ID
+from cn_clip.errors import DataError
+from cn_clip.preprocess.importing.items import BadItem, FileContent, Item, Picture, Source, Text
+from cn_clip.preprocess.importing.outputs import Outputs
+from cn_clip.preprocess.importing.pictures import Prepared
+from cn_clip.preprocess.importing.progress import BAD, KNOWN, WRITTEN, PictureRecord, Position, Progress
+
+_NO_ID = -1
+
+
+class RowWriter:
+    """Writes items one by one; `position` counts what was written. The first bad one is a DataError that ends in `stops`, if given."""
+
+    def __init__(
+        self, source: Source, files: Outputs, progress: Progress, position: Position, *, stops: str | None
+    ) -> None:
+        self._source = source
+        self._files = files
+        self._progress = progress
+        self._position = position
+        self._stops = stops
+        self._under_way: set[str] = set()
+
+    def is_done(self, picture: Picture) -> bool:
+        """Whether this picture need not be read: the same file was, or is about to be."""
+        if not isinstance(picture.content, FileContent):
+            return False
+        if picture.key in self._under_way:
+            return True
+        found = self._progress.find(picture.key)
+        if found is not None and found.state != KNOWN:
+            return True
+        self._under_way.add(picture.key)
+        return False
+
+    def add(self, item: Item, prepared: Prepared | None) -> None:
+        match item:
+            case Picture():
+                if prepared is not None:
+                    self._under_way.discard(item.key)
+                    self._add_picture(item, prepared)
+            case Text():
+                self._add_text(item)
+            case BadItem():
+                self._pass_over(item.where, item.reason)
+
+    def _add_picture(self, picture: Picture, prepared: Prepared) -> None:
+        found = self._progress.find(picture.key)
+        if found is not None and found.state == WRITTEN:
+            self._add_again(picture, prepared, found)
+            return
+        fault = prepared.fault or self._bad_id(picture.key)
+        if fault is not None:
+            self._pass_over(picture.where, fault)
+            image_id = _NO_ID if found is None else found.image_id
+            self._progress.record(picture.key, PictureRecord(image_id, None, BAD, None))
+            return
+        name = picture.name or picture.key
+        split = picture.split or self._chosen_split(name, prepared.digest)
+        image_id = self._image_id(picture.key, found)
+        self._files.add_image(split, image_id, prepared.encoded)
+        if self._source.has_names and name != str(image_id):
+            self._files.add_name(split, image_id, name)
+        self._progress.record(picture.key, PictureRecord(image_id, split, WRITTEN, prepared.digest))
+        self._position.pictures[split] = self._position.pictures.get(split, 0) + 1
+
+    def _add_again(self, picture: Picture, prepared: Prepared, found: PictureRecord) -> None:
+        if prepared.digest == found.digest:
+            self._position.num_repeats += 1
+        else:
+            reason = f"a picture named {picture.name or picture.key!r} was given before with other content"
+            self._pass_over(picture.where, f"{reason}; give every picture a name of its own")
+
+    def _bad_id(self, key: str) -> str | None:
+        if not self._source.own_ids:
+            return None
+        if key.removeprefix("-").isdecimal() and str(int(key)) == key and abs(int(key)) <= MAX_ID:
+            return None
+        return f"the id {key!r} is not a whole number of 64 bits"
+
+    def _chosen_split(self, name: str, digest: bytes) -> str:
+        if self._source.choice is None:
+            raise ValueError(f"the source gives no split for {name}, and no choice of one")
+        return self._source.choice.of(name, digest)
+
+    def _image_id(self, key: str, found: PictureRecord | None) -> int:
+        if self._source.own_ids:
+            return int(key)
+        if found is not None and found.image_id != _NO_ID:
+            return found.image_id
+        self._position.next_id += 1
+        return self._position.next_id - 1
+
+    def _add_text(self, text: Text) -> None:
+        image_ids: dict[str, list[int]] = {} if text.split is None else {text.split: []}
+        for key in text.keys:
+            found = self._progress.find(key)
+            if found is None or found.state == KNOWN:
+                self._pass_over(text.where, f"there is no picture {key!r}")
+                return
+            if found.state == WRITTEN and found.split is not None:
+                image_ids.setdefault(found.split, []).append(found.image_id)
+        if text.keys and not any(image_ids.values()):
+            self._position.num_left_out += 1
+            return
+        text_id = self._position.num_texts if text.text_id is None else text.text_id
+        for split, ids in image_ids.items():
+            if ids or not text.keys:
+                self._files.add_text(split, text_id, text.text, ids)
+                self._position.texts[split] = self._position.texts.get(split, 0) + 1
+        self._position.num_texts += 1
+
+    def _pass_over(self, where: str, reason: str) -> None:
+        if self._stops is not None:
+            raise DataError(f"{where}: {reason}; {self._stops}")
+        self._position.num_bad += 1
+        self._files.add_bad_row(where, reason)

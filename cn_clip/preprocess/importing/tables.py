@@ -1,0 +1,229 @@
+"""Rows of a table of captions, CSV, TSV or JSONL: which picture file, which caption, and on which line they stand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import posixpath
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cn_clip.errors import DataError
+from cn_clip.preprocess.importing.items import BadItem
+from cn_clip.preprocess.importing.text_lines import Encoding, TextLines, UndecodableError
+
+IMAGE_COLUMNS = ("image", "image_id", "image_path", "file_name", "filename", "filepath", "path", "file")
+CAPTION_COLUMNS = ("caption", "text", "txt", "title", "description")
+"""Taken without being named, when a table has just one of them."""
+_DELIMITERS = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|"}
+_MAX_SHOWN = 60
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """One caption of one picture."""
+
+    name: str
+    """Picture file below the folder of pictures, written in one way only (`a.jpg` for `./a.jpg`)."""
+    caption: str
+    """Without white space around it, never empty."""
+    row: int
+    """Line of the table on which the row starts, from 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableShape:
+    """How a table is written."""
+
+    image_column: str | None = None
+    caption_column: str | None = None
+    encoding: Encoding = "utf-8"
+    delimiter: Literal["auto", "comma", "tab", "semicolon", "pipe"] = "auto"
+    quotes: Literal["auto", "double", "none"] = "auto"
+    header: bool = True
+
+
+def read_table(path: Path, shape: TableShape) -> list[TableRow]:
+    """Every row of a CSV in file order. DataError names file, row and column."""
+    rows = []
+    for row in iterate_table(path, shape):
+        if isinstance(row, BadItem):
+            raise DataError(f"{row.where}: {row.reason}")
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{path} has no rows below its column names: write one caption per row")
+    return rows
+
+
+def iterate_table(path: Path, shape: TableShape) -> Iterator[TableRow | BadItem]:
+    """Each row in file order; DataError for what makes the whole table unreadable."""
+    if path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
+        yield from _json_rows(path, shape)
+    else:
+        yield from _cell_rows(path, shape)
+
+
+def _cell_rows(path: Path, shape: TableShape) -> Iterator[TableRow | BadItem]:
+    reader = _CellReader(path, shape)
+    cells = iter(reader)
+    try:
+        first = next(cells)
+    except StopIteration:
+        raise DataError(f"{path} is empty: its first line should name the columns") from None
+    if isinstance(first, BadItem):
+        raise DataError(f"{first.where}: {first.reason}")
+    header = [name.strip() for name in first[1]]
+    if not shape.header:
+        header = [str(number) for number in range(1, len(header) + 1)]
+    image = _place(header, shape.image_column, IMAGE_COLUMNS, "--image-column", path)
+    caption = _place(header, shape.caption_column, CAPTION_COLUMNS, "--caption-column", path)
+    if not shape.header:
+        yield _cell_row(first, header, (image, caption), path)
+    for row in cells:
+        yield row if isinstance(row, BadItem) else _cell_row(row, header, (image, caption), path)
+
+
+def _cell_row(
+    row: tuple[int, list[str]], header: Sequence[str], places: tuple[int, int], path: Path
+) -> TableRow | BadItem:
+    start, values = row
+    where = f"{path} row {start}"
+    if len(values) != len(header):
+        return BadItem(
+            where,
+            f"it has {_count(len(values), 'cell')}, not {len(header)}; "
+            'put a caption that has commas between quotes ("…")',
+        )
+    for place, what in zip(places, ("a picture file", "a caption"), strict=True):
+        if not values[place].strip():
+            return BadItem(
+                f"{where}, column {header[place]}", f"it is empty; give {what} or take the row out"
+            )
+    return TableRow(posixpath.normpath(values[places[0]].strip()), values[places[1]].strip(), start)
+
+
+class _CellReader:
+    """(line on which it starts, cells) of each row that is not blank."""
+
+    def __init__(self, path: Path, shape: TableShape) -> None:
+        self._path = path
+        self._lines = TextLines(path, shape.encoding)
+        self._delimiter = _delimiter_of(path, shape)
+        quotes = shape.quotes
+        if quotes == "auto":
+            quotes = "none" if self._delimiter == "\t" else "double"
+        # strict: a quote never closed is an error, not a huge cell
+        self._reader = csv.reader(
+            self._lines,
+            delimiter=self._delimiter,
+            quoting=csv.QUOTE_MINIMAL if quotes == "double" else csv.QUOTE_NONE,
+            strict=True,
+        )
+
+    def __iter__(self) -> Iterator[tuple[int, list[str]] | BadItem]:
+        while True:
+            start = self._lines.row + 1
+            try:
+                cells = next(self._reader)
+            except StopIteration:
+                return
+            except UndecodableError as error:
+                yield BadItem(f"{self._path} row {self._lines.row}", str(error))
+                continue
+            except csv.Error as error:
+                fault = (
+                    f'not CSV ({error}); save the table as CSV with commas, quotes inside a cell doubled ("")'
+                )
+                if "unexpected end" in str(error):  # the rest of the table is inside this one cell
+                    raise DataError(f"{self._path} row {start}: {fault}") from error
+                yield BadItem(f"{self._path} row {start}", fault)
+                continue
+            if any(cell.strip() for cell in cells):
+                yield start, cells
+
+
+def _delimiter_of(path: Path, shape: TableShape) -> str:
+    if shape.delimiter != "auto":
+        return _DELIMITERS[shape.delimiter]
+    if path.suffix.lower() in (".tsv", ".tab"):
+        return "\t"
+    try:
+        first = next(iter(TextLines(path, shape.encoding)), "")
+    except UndecodableError:
+        return ","
+    counts = {delimiter: first.count(delimiter) for delimiter in _DELIMITERS.values()}
+    # the first line holds the names of columns, in which none of these is usual
+    return max(counts, key=lambda delimiter: counts[delimiter])
+
+
+def _place(header: Sequence[str], name: str | None, usual: Sequence[str], flag: str, path: Path) -> int:
+    """Which cell of a row holds the column of that name, or the only one of a usual name."""
+    shown = ", ".join(header)
+    shown = shown if len(shown) <= _MAX_SHOWN else f"{shown[: _MAX_SHOWN - 1]}…"
+    if name is None:
+        found = [column for column in usual if column in header]
+        if len(found) != 1:
+            what = "several columns could be meant" if found else "no column has a usual name"
+            raise DataError(f"{path} row 1: {what}; set {flag} to one of: {shown}")
+        name = found[0]
+    if name not in header:
+        raise DataError(f"{path} row 1: there is no column {name!r}; set {flag} to one of: {shown}")
+    if header.count(name) > 1:
+        raise DataError(f"{path} row 1: {header.count(name)} columns are named {name!r}; rename all but one")
+    return header.index(name)
+
+
+def _json_rows(path: Path, shape: TableShape) -> Iterator[TableRow | BadItem]:
+    lines = TextLines(path, shape.encoding)
+    while True:
+        try:
+            line = next(lines)
+        except StopIteration:
+            return
+        except UndecodableError as error:
+            yield BadItem(f"{path} row {lines.row}", str(error))
+            continue
+        if line.strip():
+            yield from _json_row(line, lines.row, f"{path} row {lines.row}", shape)
+
+
+def _json_row(line: str, row: int, where: str, shape: TableShape) -> Iterator[TableRow | BadItem]:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        yield BadItem(where, f"not JSON ({error}); give one object per line")
+        return
+    if not isinstance(fields, dict):
+        yield BadItem(where, "not an object with named fields; give one object per line")
+        return
+    values = []
+    for name, usual, flag in (
+        (shape.image_column, IMAGE_COLUMNS, "--image-column"),
+        (shape.caption_column, CAPTION_COLUMNS, "--caption-column"),
+    ):
+        found = [field for field in ((name,) if name else usual) if field in fields]
+        if len(found) != 1:
+            what = f"field {name} is missing" if name else "no single field has a usual name"
+            yield BadItem(where, f"{what}; set {flag} to one of: {', '.join(map(str, fields))}")
+            return
+        texts = _texts(fields[found[0]])
+        if not texts:
+            yield BadItem(f"{where}, field {found[0]}", "it holds no text; give one or take the row out")
+            return
+        values.append(texts)
+    for image in values[0]:
+        for caption in values[1]:
+            yield TableRow(posixpath.normpath(image), caption, row)
+
+
+def _texts(value: object) -> list[str]:
+    """The texts in a text or a list of texts; none when one of them is empty or no text."""
+    values = value if isinstance(value, list) else [value]
+    texts = [item.strip() for item in values if isinstance(item, str)]
+    return texts if len(texts) == len(values) and all(texts) else []
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s'[: number != 1]}"
