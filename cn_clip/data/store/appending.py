@@ -41,7 +41,7 @@ def _carry_pictures(
 ) -> PictureTables:
     if store_format != "v2" or images.version != layout.VERSION:
         tables = PictureTables(new, store_format, shard_bytes)
-        log.info("%s: writing its %d pictures in the other format", images.path, len(images))
+        log.info("%s: writing its %d pictures again, in the other format", images.path, len(images))
         for image_id in images.ids():
             tables.add(image_id, images.read(image_id), f"{images.path} id {image_id}")
         return tables
@@ -60,7 +60,7 @@ def _carry_pictures(
 
 def _carry_pairs(split: Split, new: Path, store_format: layout.Format, tokenizer: str | None) -> PairTables:
     pairs = split.pairs
-    if store_format == "v2" and pairs.content is not None:
+    if store_format == "v2" and pairs.content is not None and pairs.columns_rows == layout.COLUMNS_ROWS:
         _copy(pairs.path, new / layout.PAIRS_FOLDER)
         if tokenizer is not None and split.tokens is not None:
             _copy(split.tokens.path, new / layout.TOKENS_FOLDER)
@@ -86,18 +86,22 @@ def _kept_tokenizer(split: Split, old: Path, tokenizer: str | None) -> str | Non
     there = split.tokens.tokenizer if split.tokens is not None else None
     if there == tokenizer or len(split.pairs) == 0:
         return tokenizer
-    log.warning(
-        "%s has %s: the captions of the longer split will be tokenised while training; build it whole to have their tokens",
-        old,
-        "no tokens" if there is None else "tokens of another tokenizer",
-    )
+    if there is None:
+        why = "has no tokens"
+    else:
+        why = (
+            "has tokens, the new captions have none"
+            if tokenizer is None
+            else "has tokens of another tokenizer"
+        )
+    log.warning("%s %s: the longer split has none, and its captions are tokenised while training", old, why)
     return None
 
 
 def _link(old: Path, new: Path) -> None:
     """The same file under another name; a copy where the file system has no such thing."""
-    new.mkdir()
     try:
+        new.mkdir()
         os.link((old / "data.mdb").resolve(), new / "data.mdb")
     except OSError:
         _copy(old, new)
@@ -107,5 +111,7 @@ def _copy(old: Path, new: Path) -> None:
     try:
         new.mkdir(exist_ok=True)
         shutil.copyfile(old / "data.mdb", new / "data.mdb")
+        with (new / "data.mdb").open("rb+") as file:
+            os.fsync(file.fileno())
     except OSError as error:
         raise write_error(new, error) from error

@@ -12,7 +12,7 @@ import lmdb
 from cn_clip.errors import DataError
 
 _BATCH_BYTES = 8 << 20  # of values in one transaction: LMDB holds them in memory until it ends
-_BATCH_ROWS = 4096
+_BATCH_ROWS = 1024  # put or looked up
 _FIRST_MAP_BYTES = 64 << 20
 _GROWTH = 1.5
 
@@ -46,6 +46,7 @@ class GrowingTable:
         """What stands under this key, written a moment ago or long before."""
         try:
             value = self._writing(0).get(key)
+            self._room_rows -= 1
         except (lmdb.Error, OSError) as error:
             raise write_error(self._folder, error) from error
         return None if value is None else bytes(value)
@@ -81,7 +82,7 @@ class GrowingTable:
         """A transaction with room for one more row of this size."""
         if self._transaction is None:
             return self._begin(num_bytes)
-        if self._room_rows == 0 or self._room_bytes < num_bytes:
+        if self._room_rows <= 0 or self._room_bytes < num_bytes:
             self._commit()
             return self._begin(num_bytes)
         return self._transaction
@@ -95,7 +96,9 @@ class GrowingTable:
         needed_bytes = needed_pages * self._page_bytes + self._room_bytes
         map_bytes = self._env.info()["map_size"]
         if map_bytes < needed_bytes:
-            self._env.set_mapsize(max(needed_bytes, int(map_bytes * _GROWTH)))
+            map_bytes = max(needed_bytes, int(map_bytes * _GROWTH))
+        # always, since it maps the file anew: pages that were looked at would go on counting as memory of this process
+        self._env.set_mapsize(map_bytes)
         self._transaction = self._env.begin(write=True)
         return self._transaction
 

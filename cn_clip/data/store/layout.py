@@ -3,14 +3,15 @@
 | folder | key | format 2 (ours) | format 1 (the reference's) |
 |---|---|---|---|
 | pairs | ascii `0` … `N-1` | JSON `[image_id, text_id, caption]` | pickle of `(image_id, text_id, caption)` |
-| pairs | `columns:0`, `columns:1`, … | int64 LE (3, n): image ids, text ids, caption keys of 65,536 pairs each | none |
+| pairs | `columns:0`, `columns:1`, … | int64 LE (3, n): image ids, text ids, caption keys of 65,536 pairs each; XXH3-32 | none |
 | pairs | `num_samples` | a sentence for the old program | ascii N |
 | imgs, imgs-00001, … | ascii image id | the encoded picture as it came (JPEG, PNG, …) | its base64 text; one folder |
 | imgs, imgs-00001, … | `num_images` | a sentence for the old program | ascii number of pictures |
 | index | ascii image id | width, height, bytes, number of its imgs folder: uint32 LE; XXH3-128 of the picture | none |
-| tokens | ascii pair number | uint16 LE token ids, uncut, without [CLS] and [SEP] | none |
+| tokens | ascii pair number | uint16 LE token ids, uncut, without [CLS] and [SEP]; XXH3-32 | none |
 | all | `meta` | JSON `{"format": …, "version": 2, "count": N, …}` | none |
 
+XXH3-128 and XXH3-32 are of the bytes before them, the second being the low half of XXH3-64, little-endian.
 `index` and `tokens` may be missing. Further fields of `meta`, for the readers to hold the folders of a split together:
 `content` (pairs, imgs: digest of what was written), `columns` (pairs: rows of each), `shard` (imgs: its number),
 `shards` (index: count and content of each imgs folder), `tokenizer` and `pairs` (tokens: fingerprint of the tokenizer,
@@ -34,6 +35,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
 
 from cn_clip.data.store.old_pickle import read_flat_pickle
 
@@ -60,6 +62,7 @@ STOP_SENTENCE = (
 COLUMNS_ROWS = 65_536
 
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
+_CHECK_BYTES = 4
 _FACTS = struct.Struct("<IIII16s")
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _to_ascii_json = json.JSONEncoder(separators=(",", ":")).encode
@@ -146,12 +149,12 @@ def decode_reference_pair(value: bytes) -> tuple[int, int, str]:
 
 
 def encode_columns(*columns: array[int]) -> bytes:
-    return np.array(columns, dtype="<i8").tobytes()
+    return _with_check(np.array(columns, dtype="<i8").tobytes())
 
 
 def decode_columns(value: bytes) -> NDArray[np.int64]:
-    """(3, n) image ids, text ids, caption keys; ValueError when the bytes are not so many."""
-    return np.frombuffer(value, dtype="<i8").astype(np.int64, copy=False).reshape(3, -1)
+    """(3, n) image ids, text ids, caption keys; ValueError when they are not what was written."""
+    return np.frombuffer(_without_check(value), dtype="<i8").astype(np.int64, copy=False).reshape(3, -1)
 
 
 def encode_picture(picture: bytes, store_format: Format) -> bytes:
@@ -179,9 +182,20 @@ def encode_tokens(token_ids: Sequence[int]) -> bytes:
     tokens = array("H", token_ids)
     if sys.byteorder == "big":
         tokens.byteswap()
-    return tokens.tobytes()
+    return _with_check(tokens.tobytes())
 
 
 def decode_tokens(value: bytes) -> NDArray[np.uint16]:
-    """ValueError for half a token."""
-    return np.frombuffer(value, dtype="<u2").astype(np.uint16)
+    """ValueError when they are not what was written."""
+    return np.frombuffer(_without_check(value), dtype="<u2").astype(np.uint16)
+
+
+def _with_check(value: bytes) -> bytes:
+    return value + xxh3_64_intdigest(value).to_bytes(8, "little")[:_CHECK_BYTES]
+
+
+def _without_check(value: bytes) -> bytes:
+    content = value[:-_CHECK_BYTES]
+    if _with_check(content) != value:
+        raise ValueError("the value is damaged")
+    return content

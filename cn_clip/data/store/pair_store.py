@@ -52,22 +52,32 @@ class PairStore(StoreFolder):
         except (ValueError, RecursionError) as error:
             raise DataError(f"pair {index} of {self.path} cannot be read ({error}): {REBUILD}") from error
 
+    @property
+    def columns_rows(self) -> int | None:
+        """Pairs in each block of columns; None in a store made without them."""
+        rows = self.meta.fields.get("columns")
+        return rows if isinstance(rows, int) and rows > 0 else None
+
     def columns(self) -> PairColumns:
-        """The ids of every pair; pair by pair, which takes a minute for ten million, in a store made without columns."""
+        """The ids of every pair; pair by pair, which takes minutes for ten million, in a store made without columns."""
         columns = np.empty((3, len(self)), np.int64)
-        if "columns" in self.meta.fields:
-            self._read_columns(columns)
+        if self.columns_rows is not None:
+            self._read_columns(columns, self.columns_rows)
         else:
             for index in range(len(self)):
                 pair = self.read(index)
                 columns[:, index] = pair.image_id, pair.text_id, caption_key(pair.caption)
         return PairColumns(*columns)
 
-    def _read_columns(self, columns: NDArray[np.int64]) -> None:
-        for block, start in enumerate(range(0, len(self), layout.COLUMNS_ROWS)):
+    def _read_columns(self, columns: NDArray[np.int64], rows: int) -> None:
+        for block, start in enumerate(range(0, len(self), rows)):
             value = self._folder.get(layout.columns_key(block))
+            there = columns[:, start : start + rows]
             try:
-                columns[:, start : start + layout.COLUMNS_ROWS] = layout.decode_columns(value or b"")
+                block_columns = layout.decode_columns(value or b"")
+                if block_columns.shape != there.shape:
+                    raise ValueError(f"{block_columns.shape[1]} rows, not {there.shape[1]}")
+                there[:] = block_columns
             except ValueError as error:
                 raise DataError(
                     f"{self.path} is damaged (columns of the pairs from {start} on): {REBUILD}"

@@ -15,13 +15,17 @@ class _ByImageId(StoreFolder):
     """A folder whose keys are image ids, those of its meta and count aside."""
 
     def ids(self) -> list[int]:
+        """Every image id in key order; DataError when they are not as many as the folder counts."""
         names = (layout.META_KEY, layout.COUNT_KEYS[layout.IMAGES_FORMAT])
         try:
-            return [int(key) for key in self._folder.walk_keys() if key not in names]
+            ids = [int(key) for key in self._folder.walk_keys() if key not in names]
         except ValueError as error:
             raise DataError(
                 f"{self.path} holds a picture id that is not a whole number ({error}): number the pictures and {REBUILD}"
             ) from error
+        if len(ids) != len(self):
+            raise DataError(f"{self.path} is damaged ({len(ids)} of its {len(self)} ids are left): {REBUILD}")
+        return ids
 
 
 class Shard(_ByImageId):

@@ -48,7 +48,8 @@ class Replacement:
     def commit(self) -> None:
         """Make the new folder `target`, durably; what was there before is deleted by `discard`."""
         try:
-            _sync_folder(self._building)
+            for folder in (*self._building.iterdir(), self._building):
+                _sync_folder(folder)
             if not self.target.exists():
                 self._building.rename(self.target)
             elif not _exchange(self._building, self.target):
