@@ -122,7 +122,7 @@ def _batches(split: SplitInspection) -> Iterator[Advice]:
         )
     else:
         yield _advice(
-            f"{_meets(bad)}, which `diagonal` scores as wrong; `positives` counts it as right",
+            f"{_meets(bad)}, which targets: diagonal scores as wrong and targets: positives as right",
             "loss.targets=positives",
         )
         if risks.largest_unique_batch >= bad.batch:
@@ -133,7 +133,7 @@ def _batches(split: SplitInspection) -> Iterator[Advice]:
             )
         else:
             yield _remark(
-                f"`data.sampler=unique` can use all pairs only up to a global batch of {risks.largest_unique_batch:,}, "
+                f"data.sampler=unique can use all pairs only up to a global batch of {risks.largest_unique_batch:,}, "
                 "since one picture or caption is that frequent"
             )
     unseen = next((risk for risk in risks.unseen_risks if risk.share_of_pairs > _MUCH), None)
@@ -186,7 +186,7 @@ def _remarks(split: SplitInspection) -> Iterator[Advice]:
         (
             counts.num_reused_text_ids,
             "text id",
-            "with several texts, which `targets: positives` takes for equal",
+            "with several texts, which targets: positives takes for equal",
         ),
         (captions.num_empty, "caption", "without any token"),
         (captions.num_unknown, "caption", "with something the vocabulary lacks: it becomes [UNK]"),

@@ -42,7 +42,7 @@ _ONES = (
 
 def near_hash(grey: Image.Image) -> int | None:
     """64 bits of a picture in mode L, or None when it has next to no contrast and so looks like any other such picture."""
-    small_SS = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float32)
+    small_SS = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.HAMMING), np.float32)
     if small_SS.std() < _PLAIN:
         return None
     frequencies_KK = _COSINES_KS @ small_SS @ _COSINES_KS.T

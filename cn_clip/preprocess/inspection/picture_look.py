@@ -15,7 +15,7 @@ from cn_clip.preprocess.splits.picture_check import find_fault
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _JPEG_MODES = {"Gray": "L", "YCbCr": "RGB", "RGB": "RGB", "CMYK": "CMYK", "YCCK": "CMYK"}
-_HASH_PX = 32  # scaled decoding stops above this, so that the near hash has pixels to average
+_HASH_PX = 64  # scaled decoding stops above this, so that the near hash has pixels to average
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
@@ -41,10 +42,7 @@ def draw_histogram(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _shown(value)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _shown(value)))
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    for mark in marks:
-        if edges[0] < mark < edges[-1]:
-            axes.axvline(mark, color=_MARK, linewidth=1.4, linestyle=(0, (4, 3)))
-            axes.annotate(f" {mark:g}", (mark, 1), xycoords=("data", "axes fraction"), va="top", color=_MARK)
+    _draw_marks(axes, [mark for mark in marks if edges[0] < mark < edges[-1]])
     axes.set_xlabel(unit, color=_INK)
     axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -52,6 +50,24 @@ def draw_histogram(
     axes.spines["bottom"].set(color=_INK, alpha=0.4)
     axes.tick_params(color=_INK, labelcolor=_INK, length=3)
     return _inline(figure, f"histogram over {unit}")
+
+
+def _draw_marks(axes: Axes, marks: Sequence[float]) -> None:
+    free = -1.0
+    for mark in marks:
+        axes.axvline(mark, color=_MARK, linewidth=1.2, linestyle=(0, (4, 3)))
+        place = axes.transAxes.inverted().transform(axes.transData.transform((mark, 0)))[0]
+        # numbers that would run into each other stay away; the table has them
+        if place >= free:
+            free = place + 0.02 + 0.02 * len(f"{mark:g}")
+            axes.annotate(
+                f"{mark:g}",
+                (mark, 1),
+                (3, 1),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                color=_MARK,
+            )
 
 
 def _shown(value: float) -> str:

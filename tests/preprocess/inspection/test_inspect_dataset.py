@@ -1,0 +1,290 @@
+"""The command on small splits, each phenomenon put in by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from cn_clip.clip.tokenizer import caption_ids, tokenizer_fingerprint
+from cn_clip.data.captions import preprocess_text
+from cn_clip.data.store import SplitWriter
+from cn_clip.errors import ConfigError, DataError
+from cn_clip.preprocess import inspect_dataset
+from cn_clip.preprocess.inspection import table_source
+from cn_clip.preprocess.inspection.collect import Options, inspect_data
+from cn_clip.preprocess.inspection.report import CaptionGroup, SplitInspection
+
+Photo = Callable[..., bytes]
+Write = Callable[..., Path]
+DOOR = Path(inspect_dataset.__file__)
+
+
+def inspect(data: Path, **options: object) -> SplitInspection:
+    (split,) = inspect_data(data, Options(**options))[0].splits  # type: ignore[arg-type]  # by name, as a caller has them
+    return split
+
+
+@pytest.fixture
+def pictures(photo: Photo) -> dict[int, bytes]:
+    """Six photos, the first again under id 11, and again smaller under 12."""
+    photos = {image_id: photo(image_id) for image_id in range(1, 7)}
+    return photos | {11: photos[1], 12: photo(1, (200, 150), "PNG")}
+
+
+CAPTIONS = [
+    (1, "一只猫", [1]),
+    (2, "一只猫", [2]),
+    (3, "Red Shoes", [3]),
+    (4, "red shoes", [4]),
+    (5, "两张图", [5, 6]),
+    (6, "长" * 60, [1]),
+    (7, "耳机🎧", [11]),
+    (8, "", [12]),
+    (9, "缺图", [99]),
+]
+
+
+def without_effort(split: SplitInspection) -> SplitInspection:
+    return dataclasses.replace(split, effort=None)  # type: ignore[arg-type]  # the only part that is measured
+
+
+def check_facts(split: SplitInspection) -> None:
+    counts, captions = split.counts, split.captions
+    assert (counts.num_pictures, counts.num_captions, counts.num_pairs) == (8, 9, 10)
+    assert counts.captions_per_picture is not None and counts.captions_per_picture.maximum == 2
+    assert counts.pictures_per_caption is not None and counts.pictures_per_caption.maximum == 2
+    assert (counts.missing_pictures, counts.num_pairs_without_picture) == ((99,), 1)
+    assert counts.num_unused_pictures == 0
+    assert [group.image_ids for group in split.equal_pictures.largest] == [(1, 11)]
+    assert [group.image_ids for group in split.near_pictures.largest] == [(1, 12)]
+    assert split.equal_captions.largest == (
+        CaptionGroup(caption="一只猫", size=2, image_ids=(1, 2)),
+        CaptionGroup(caption="Red Shoes", size=2, image_ids=(3, 4)),
+    )
+    assert captions.tokens is not None and captions.tokens.maximum == 62
+    assert {cut.context_length: cut.num_cut for cut in captions.cuts}[52] == 1
+    assert {cut.context_length: cut.num_cut for cut in captions.cuts}[64] == 0
+    assert [(odd.shown, odd.count, odd.example) for odd in captions.unknown] == [("🎧", 1, "耳机🎧")]
+    assert (captions.num_empty, captions.num_unknown) == (1, 1)
+    assert split.pictures.formats == {"JPEG": 7, "PNG": 1}
+    assert split.has_problems
+
+
+def test_an_lmdb_split_is_described(pictures: dict[int, bytes], write_lmdb: Write) -> None:
+    split = inspect(write_lmdb("train", pictures, CAPTIONS))
+    assert (split.name, split.kind) == ("train", "LMDB")
+    check_facts(split)
+
+
+def test_a_split_of_the_reference_is_described_and_better_built_anew(
+    pictures: dict[int, bytes], write_lmdb: Write
+) -> None:
+    split = inspect(write_lmdb("train", pictures, CAPTIONS, "reference"))
+    check_facts(split)
+    assert any("format of cn-clip 1.x" in advice.reason for advice in split.advice)
+
+
+def test_tables_are_described_whatever_the_stretches_and_workers(
+    pictures: dict[int, bytes], write_tables: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_tables("train", pictures, [*CAPTIONS, (10, "没有图", [])])
+    whole = inspect(data)
+    assert whole.counts.num_captions_without_ids == 1
+    # one caption more than the LMDB has
+    check_facts(
+        dataclasses.replace(
+            whole, counts=dataclasses.replace(whole.counts, num_captions=whole.counts.num_captions - 1)
+        )
+    )
+    in_workers = inspect(data, workers=2)
+    assert dataclasses.replace(in_workers, effort=whole.effort) == whole
+    for num_bytes in (17, 1000, 20_001):
+        monkeypatch.setattr(table_source, "_STRETCH_BYTES", num_bytes)
+        assert without_effort(inspect(data)) == without_effort(whole)
+
+
+def test_false_negatives_come_with_what_to_set(pictures: dict[int, bytes], write_lmdb: Write) -> None:
+    split = inspect(write_lmdb("train", pictures, CAPTIONS), batches=(2, 5, 100))
+    found = split.false_negatives
+    assert found is not None
+    # of 10 pairs: two and two share a text, two a text id, two a picture
+    assert [risk.batch for risk in found.risks] == [2, 5]
+    assert found.risks[0].share_of_negatives == pytest.approx(8 / 90)
+    assert found.risks[0].share_of_pairs == pytest.approx(8 / 90)
+    assert (found.same_picture_id, found.same_text_id, found.same_text) == (0.2, 0.2, 0.6)
+    assert found.largest_unique_batch == 5
+    # picture 11 is picture 1, which two pairs have
+    assert found.unseen_risks[0].share_of_negatives == pytest.approx(4 / 90)
+    settings = [advice.setting for advice in split.advice]
+    assert "loss.targets=positives" in settings and "data.sampler=unique" in settings
+    assert "data.context_length=64" in settings
+    plain = inspect(
+        write_lmdb("plain", {1: pictures[1], 2: pictures[2]}, CAPTIONS[1:2] + CAPTIONS[5:6]), batches=(2,)
+    )
+    assert "loss.targets=diagonal" in [advice.setting for advice in plain.advice]
+
+
+def test_damage_is_listed_and_nothing_stops(
+    pictures: dict[int, bytes], photo: Photo, write_lmdb: Write
+) -> None:
+    bad = pictures | {20: photo(20)[:900], 21: b"text", 22: photo(22)}
+    path = write_lmdb("train", bad, [(1, "一", [1]), (2, "二", [20])])
+    change(path / "imgs", b"5", photo(55))
+    split = inspect(path)
+    assert [fault.where for fault in split.pictures.undecodable.examples] == ["picture 20", "picture 21"]
+    # a change on the disk, found by the digest
+    assert [fault.where for fault in split.pictures.unreadable.examples] == ["picture 5"]
+    assert split.counts.num_unused_pictures == 9
+    assert [advice.setting for advice in split.advice if advice.level == "problem"] == [
+        "data.bad_pairs=skip",
+        "",
+    ]
+
+
+def change(folder: Path, key: bytes, value: bytes) -> None:
+    with lmdb.open(str(folder), map_size=1 << 26) as env, env.begin(write=True) as transaction:
+        transaction.put(key, value)
+
+
+def test_bad_rows_are_named_by_their_line(
+    pictures: dict[int, bytes], write_tables: Write, photo: Photo
+) -> None:
+    import base64
+
+    rows = b"\n7\n" + b"8\t####\n" + b"a.jpg\tAAAA\n" + b"1\t" + base64.b64encode(photo(77)) + b"\n"
+    rows += b"2\t" + base64.b64encode(pictures[2]) + b"\n" + b"9\t" + base64.b64encode(b"text")
+    data = write_tables(
+        "train",
+        pictures,
+        CAPTIONS,
+        rows,
+        b'\n{"text_id": 1}\n[]\n{"text_id": 1.5, "text": "", "image_ids": []}\n{"te',
+    )
+    split = inspect(data)
+    assert [(fault.where, fault.reason) for fault in split.pictures.unreadable.examples] == [
+        ("train_imgs.tsv row 10", "it has 1 column, not 2"),
+        ("train_imgs.tsv row 11, picture 8", split.pictures.unreadable.examples[1].reason),
+        ("train_imgs.tsv row 12", "the id 'a.jpg' is not a whole number of 64 bits"),
+        ("train_imgs.tsv row 13, picture 1", "its id was given before with another picture"),
+    ]
+    assert "base64" in split.pictures.unreadable.examples[1].reason
+    assert [fault.where for fault in split.pictures.undecodable.examples] == [
+        "train_imgs.tsv row 15, picture 9"
+    ]
+    assert split.pictures.num_repeated_rows == 1
+    assert [fault.where for fault in split.captions.bad_rows.examples] == [
+        f"train_texts.jsonl row {row}" for row in (11, 12, 13, 14)
+    ]
+
+
+def test_what_two_splits_share_is_found(
+    pictures: dict[int, bytes], photo: Photo, write_tables: Write
+) -> None:
+    write_tables("train", pictures, CAPTIONS)
+    valid = {1: photo(100), 2: pictures[2], 3: photo(4, (400, 300), quality=70), 4: photo(101)}
+    data = write_tables("valid", valid, [(1, "一只猫", [1]), (2, "新", [2]), (3, "RED shoes", [3, 4])])
+    report = inspect_data(data, Options(against=Path("valid")))[0]
+    train, seen = report.splits
+    assert seen.overlap is None
+    overlap = train.overlap
+    assert overlap is not None
+    assert (overlap.num_equal, overlap.num_near, overlap.num_captions) == (1, 1, 4)
+    assert [(pair.image_id, pair.other_id) for pair in (*overlap.equal, *overlap.near)] == [(2, 2), (4, 3)]
+    assert (overlap.share_of_pictures, overlap.share_of_captions) == (0.5, pytest.approx(2 / 3))
+    assert any("valid are here too" in advice.reason for advice in train.advice)
+    by_path = inspect(data, split="train", against=data / "valid")
+    assert by_path.overlap == overlap
+
+
+@pytest.mark.parametrize("kind", ["tables", "lmdb"])
+def test_a_sample_is_drawn_by_its_seed(
+    kind: str, photo: Photo, write_lmdb: Write, write_tables: Write
+) -> None:
+    pictures = {image_id: photo(image_id, (80, 60)) for image_id in range(40)}
+    captions = [(image_id, f"第{image_id}张", [image_id]) for image_id in range(40)]
+    data = (
+        write_lmdb("train", pictures, captions)
+        if kind == "lmdb"
+        else write_tables("train", pictures, captions)
+    )
+    first = inspect(data, sample=10, seed=1)
+    assert (first.num_sampled, first.counts.num_pictures, first.counts.num_missing_pictures) == (10, 10, 0)
+    assert first.counts.num_unused_pictures == 0
+    assert without_effort(inspect(data, sample=10, seed=1)) == without_effort(first)
+    assert {one.image_id for one in inspect(data, sample=10, seed=2).examples} != {
+        one.image_id for one in first.examples
+    }
+    assert inspect(data, sample=40).num_sampled is None
+
+
+def test_cached_tokens_are_compared_with_the_captions(tmp_path: Path, photo: Photo) -> None:
+    def write(tokenizer: str, wrong: int) -> Path:
+        with SplitWriter(tmp_path / "train", tokenizer=tokenizer) as writer:
+            writer.add_image(1, photo(1), "a test", size=(320, 240))
+            for number in range(6):
+                caption = f"第 {number} 张 ABC"
+                shown = caption if number >= wrong else "别的"
+                writer.add_pair(1, number, caption, caption_ids(preprocess_text(shown)))
+        return tmp_path / "train"
+
+    assert inspect(write(tokenizer_fingerprint(), wrong=0)).captions.num_stale_tokens == 0
+    assert inspect(write(tokenizer_fingerprint(), wrong=2)).captions.num_stale_tokens == 2
+    other = inspect(write("another tokenizer", wrong=2))
+    assert other.captions.num_stale_tokens is None
+    assert any("another tokenizer" in advice.reason for advice in other.advice)
+
+
+def test_every_split_of_a_folder_is_inspected(pictures: dict[int, bytes], write_lmdb: Write) -> None:
+    write_lmdb("train", pictures, CAPTIONS)
+    folder = write_lmdb("valid", pictures, CAPTIONS[:1]).parent
+    assert [split.name for split in inspect_data(folder, Options())[0].splits] == ["train", "valid"]
+    assert inspect(folder, split="valid").counts.num_pairs == 1
+
+
+def test_the_command_prints_writes_and_fails_only_when_strict(
+    pictures: dict[int, bytes], write_lmdb: Write, tmp_path: Path
+) -> None:
+    path = write_lmdb("train", pictures, CAPTIONS)
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, str(DOOR), *map(str, words)], capture_output=True, text=True)
+
+    done = run(path, "--json", tmp_path / "r.json", "--html", tmp_path / "r.html", "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    assert "8 pictures, 9 captions, 10 pairs" in done.stdout
+    assert "PROBLEM" in done.stdout and "data.context_length=64" in done.stdout
+    (split,) = json.loads((tmp_path / "r.json").read_text())["splits"]
+    assert split["counts"]["missing_pictures"] == [99]
+    strict = run(path, "--strict", "--workers", 1)
+    assert strict.returncode == 2
+    assert strict.stderr.startswith("error: --strict")
+    fine = write_lmdb("fine", {1: pictures[1]}, [(1, "一只猫", [1])])
+    assert run(fine, "--strict", "--workers", 1).returncode == 0
+
+
+def test_wrong_input_gets_one_sentence(
+    write_tables: Write, pictures: dict[int, bytes], tmp_path: Path
+) -> None:
+    data = write_tables("train", pictures, CAPTIONS)
+    write_tables("valid", pictures, CAPTIONS)
+    for words, part in (
+        ([tmp_path / "nothing"], "does not exist"),
+        ([data, "--split", "test"], "has train, valid"),
+        ([data, "--against", data], "has several splits"),
+        ([data, "--near-distance", "20"], "--near-distance is 20"),
+        ([data, "--sample", "0"], "--sample is 0"),
+        ([data, "--batch", "1"], "--batch is 1"),
+        ([data, "--json", tmp_path / "no" / "x.json"], "make it first"),
+    ):
+        with pytest.raises((DataError, ConfigError), match=part):
+            inspect_dataset.main([*map(str, words), "--workers", "1"])
+    (tmp_path / "train_texts.jsonl").unlink()
+    with pytest.raises(DataError, match=r"train_texts\.jsonl does not exist"):
+        inspect_dataset.main([str(data), "--workers", "1"])
