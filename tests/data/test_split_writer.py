@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 import resource
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cn_clip.data.store import SplitWriter, growing_table, open_split, replacement
+from cn_clip.data.store.layout import Format
 from cn_clip.errors import ConfigError, DataError
 
 
@@ -90,14 +92,11 @@ def test_a_swap_that_fails_half_way_keeps_the_old_split(
     assert names(tmp_path) == ["train"]
 
 
-def test_the_same_picture_again_is_kept_once(tmp_path: Path) -> None:
-    with SplitWriter(tmp_path / "train") as writer:
-        for picture in (b"a", b"a"):
-            writer.add_image(1, picture)
-        assert writer.image_ids().tolist() == [1]  # writes them, so that the next one meets what is written
-        writer.add_image(1, b"a")
-        writer.add_image(2, b"a")
-        assert writer.image_ids().tolist() == [1, 2]
+@pytest.mark.parametrize("store_format", ["v2", "reference"])
+def test_the_same_picture_again_is_kept_once(tmp_path: Path, store_format: Format) -> None:
+    with SplitWriter(tmp_path / "train", store_format) as writer:
+        for image_id in (1, 1, 2, 1):
+            writer.add_image(image_id, b"a")
     assert (writer.num_images, writer.num_repeats) == (2, 2)
     assert len(open_split(tmp_path / "train").images) == 2
 
@@ -123,6 +122,35 @@ def test_the_map_grows_with_what_is_in_it(tmp_path: Path, monkeypatch: pytest.Mo
     assert writer.num_repeats == len(images) == 200
     assert all(images.read(image_id) == bytes([image_id]) * 5000 for image_id in range(200))
     assert (tmp_path / "train" / "imgs" / "data.mdb").stat().st_size < 3 << 20
+
+
+def test_the_map_has_room_for_keys_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growing_table, "_FIRST_MAP_BYTES", 1 << 14)
+    monkeypatch.setattr(growing_table, "_BATCH_BYTES", 1 << 14)
+    numbers = random.Random(0)
+    pictures = {numbers.getrandbits(62): numbers.randbytes(numbers.randrange(4000)) for _ in range(5000)}
+    with SplitWriter(tmp_path / "train") as writer:
+        for image_id, picture in pictures.items():
+            writer.add_image(image_id, picture)
+            writer.add_pair(image_id, 1, "x")
+        assert all(writer.has_image(image_id) for image_id in pictures)
+    images = open_split(tmp_path / "train").images
+    assert {image_id: images.read(image_id) for image_id in images.ids()} == pictures
+
+
+def test_nothing_of_the_memory_gets_into_the_file(tmp_path: Path) -> None:
+    secrets = [b"a secret %d" % number * 400 for number in range(300)]
+    del secrets
+    write_one(tmp_path / "train", bytes(5000))
+    for file in (tmp_path / "train").rglob("data.mdb"):
+        assert b"a secret" not in file.read_bytes()
+
+
+def test_the_reference_has_no_shards(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="format reference"):
+        SplitWriter(tmp_path / "train", "reference", shard_bytes=1 << 30)
+    with pytest.raises(ConfigError, match="0 bytes"):
+        SplitWriter(tmp_path / "train", shard_bytes=0)
 
 
 def test_a_folder_with_other_things_is_never_replaced(tmp_path: Path) -> None:
@@ -169,6 +197,7 @@ def test_a_write_that_fails_says_so_and_leaves_nothing(tmp_path: Path) -> None:
     write_one(tmp_path / "train", b"old")
     code = f"""
 from cn_clip.data.store import SplitWriter
+from cn_clip.data.store.layout import Format
 from cn_clip.errors import run_door
 def main():
     with SplitWriter({str(tmp_path / "train")!r}) as writer:

@@ -51,11 +51,6 @@ class GrowingTable:
             raise write_error(self._folder, error) from error
         return None if value is None else bytes(value)
 
-    def walk_keys(self) -> Iterator[bytes]:
-        """Every key in LMDB order; nothing may be put meanwhile."""
-        with self._reporting(), self._writing(0).cursor() as cursor:
-            yield from map(bytes, cursor.iternext(keys=True, values=False))
-
     def finish(self) -> None:
         """Everything written and on the disk."""
         with self._reporting():

@@ -57,9 +57,6 @@ class PictureTables:
     def has(self, image_id: int) -> bool:
         return self._index.get(layout.number_key(image_id)) is not None
 
-    def ids(self) -> list[int]:
-        return [int(key) for key in self._index.walk_keys() if key != layout.META_KEY]
-
     def finish(self) -> None:
         """All folders durable; the reference's format without the index."""
         if self._shard is not None or not self._finished:

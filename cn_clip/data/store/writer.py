@@ -12,9 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cn_clip.data.store import layout
 from cn_clip.data.store.appending import carry_over
 from cn_clip.data.store.pair_tables import PairTables
@@ -125,10 +122,6 @@ class SplitWriter:
     def has_image(self, image_id: int) -> bool:
         """Whether the split has this picture so far."""
         return self._pictures.has(image_id)
-
-    def image_ids(self) -> NDArray[np.int64]:
-        """Ids of the pictures so far, sorted: 8 bytes of memory for each."""
-        return np.sort(np.array(self._pictures.ids(), np.int64))
 
     def _begin_tables(self, folder: Path) -> tuple[PictureTables, PairTables]:
         old = self._replacement.target
