@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from cn_clip.config.schema import Part, Settings
+from cn_clip.config.schema import Part, Settings, WeightedPart
 from cn_clip.errors import ConfigError
 
 Section = TypeVar("Section")
@@ -131,7 +131,7 @@ def build(cls: type[Section], settings: Settings, resolve: Resolver, where: str 
         if name not in fields:
             raise ConfigError(_unknown(where, str(name), fields))
     hints = get_type_hints(cls)
-    values = {}
+    values: dict[str, Any] = {}
     for name, field in fields.items():
         path = f"{where}{name}"
         if "part" in field.metadata:
@@ -140,12 +140,16 @@ def build(cls: type[Section], settings: Settings, resolve: Resolver, where: str 
                 raw = {"type": field.default, **raw}  # `--set loss.gather=false` alone means the default loss
             optional = raw is None and field.default is None
             values[name] = None if optional else _part(field.metadata["part"], raw, resolve, path)
+        elif "parts" in field.metadata and name in settings:
+            values[name] = _weighted_parts(field.metadata["parts"], settings[name], resolve, path)
         elif name in settings:
             values[name] = _convert(hints[name], settings[name], resolve, path)
             _check_bounds(values[name], field.metadata, path)
         elif dataclasses.is_dataclass(hints[name]):
             # parts deep inside a section that was not given still need their resolver
             values[name] = build(hints[name], {}, resolve, f"{path}.")
+        elif field.default is field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{path} is not set, and has no default")
     return cls(**values)
 
 
@@ -175,6 +179,23 @@ def _part(kind: str, raw: Any, resolve: Resolver, path: str) -> Part:
     return Part(raw["type"], build(resolve(kind, raw["type"]), options, resolve, f"{path}."))
 
 
+def _weighted_parts(kind: str, raw: Any, resolve: Resolver, path: str) -> tuple[WeightedPart, ...]:
+    if not isinstance(raw, list | tuple):
+        raise ConfigError(f"{path} is {raw!r}; give a list, each with a `type`")
+    parts = []
+    for number, item in enumerate(raw):
+        where = f"{path}[{number}]"
+        settings = dict(item) if isinstance(item, Mapping) else item
+        weight = settings.pop("weight", None) if isinstance(settings, dict) else None
+        if weight is not None:
+            weight = _scalar(float, weight, f"{where}.weight")
+            if weight <= 0:
+                raise ConfigError(f"{where}.weight is {weight}; give more than 0, or take the part out")
+        part = _part(kind, settings, resolve, where)
+        parts.append(WeightedPart(part.type, part.options, weight))
+    return tuple(parts)
+
+
 def _convert(hint: Any, value: Any, resolve: Resolver, path: str) -> Any:
     origin, choices = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
@@ -187,6 +208,8 @@ def _convert(hint: Any, value: Any, resolve: Resolver, path: str) -> Any:
             raise ConfigError(f"{path} is {value!r}; choose from {', '.join(map(repr, choices))}")
         return value
     if origin is tuple:
+        if isinstance(value, str):
+            value = [value]  # one is a list too
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{path} is {value!r}; give a list")
         return tuple(_convert(choices[0], item, resolve, f"{path}[{i}]") for i, item in enumerate(value))
@@ -240,11 +263,14 @@ def to_plain(config: Any) -> dict[str, Any]:
     """Nested plain data of a config, which `build` reads back to an equal one."""
     plain: dict[str, Any] = {}
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, Part):
-            plain[field.name] = {"type": value.type, **to_plain(value.options)}
-        elif dataclasses.is_dataclass(value):
-            plain[field.name] = to_plain(value)
-        else:
-            plain[field.name] = list(value) if isinstance(value, tuple) else value
+        plain[field.name] = _plain(getattr(config, field.name))
     return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if not isinstance(value, Part):
+        return to_plain(value) if dataclasses.is_dataclass(value) else value
+    weight = {"weight": value.weight} if isinstance(value, WeightedPart) and value.weight is not None else {}
+    return {"type": value.type, **to_plain(value.options), **weight}

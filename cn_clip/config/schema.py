@@ -21,9 +21,22 @@ class Part:
     """That module's `Options`; `Any` since each module has a class of its own."""
 
 
+@dataclass(frozen=True)
+class WeightedPart(Part):
+    """One of several parts side by side; its `weight` stands beside its `type`."""
+
+    weight: float | None = None
+    """Against the others; null where the parts themselves decide."""
+
+
 def part(kind: str, default: str | None) -> Any:  # Any: dataclasses.field is typed as its default
     """Field whose choices are the modules of the folder `kind`, with that module's own defaults."""
     return field(default=default, metadata={"part": kind})
+
+
+def parts(kind: str) -> Any:  # Any: as in `part`
+    """Field of type `tuple[WeightedPart, ...]`: a list of choices from the folder `kind`."""
+    return field(metadata={"parts": kind})
 
 
 def number(default: float | None, *, at_least: float | None = None, below: float | None = None) -> Any:

@@ -39,7 +39,8 @@ class ReadPair:
             with seeded_by(self.seed, epoch, position):
                 image_CHW = self.read_image(raw.image_bytes)
         except DataError as error:
-            return BadPair(f"picture {raw.image_id} of pair {raw.pair_id} (text id {raw.text_id}): {error}")
+            where = raw.where or f"picture {raw.image_id} of pair {raw.pair_id} (text id {raw.text_id})"
+            return BadPair(f"{where}: {error}")
         return Pair(
             image_CHW,
             raw.caption,
@@ -131,7 +132,8 @@ class StreamBatches(IterableDataset[PairBatch | BadPair]):
 class _LanePairs:
     """Pairs of one lane, read; with `replace_bad`, the next that can be read stands in for one that cannot.
 
-    It comes again at its own place, so that what stands at a place does not depend on where the lane was entered.
+    It comes again at its own place, so that what stands at a place does not depend on where the lane was entered. A stream
+    may have chosen another one, as it does for a whole broken shard.
     """
 
     def __init__(self, raws: Iterator[RawPair | BadPair], read: ReadPair, replace_bad: bool) -> None:
@@ -139,9 +141,14 @@ class _LanePairs:
         self._ahead: deque[RawPair | BadPair] = deque()
 
     def next(self, epoch: int, position: int) -> Pair | BadPair:
-        first = self._try(self._ahead.popleft() if self._ahead else next(self._raws), epoch, position)
+        raw = self._ahead.popleft() if self._ahead else next(self._raws)
+        first = self._try(raw, epoch, position)
         if not self._replace_bad or isinstance(first, Pair):
             return first
+        if isinstance(raw, BadPair) and raw.instead is not None:
+            pair = self._try(raw.instead, epoch, position)
+            if isinstance(pair, Pair):
+                return replace(pair, replaced=(raw.reason,))
         for place in range(MAX_REPLACEMENTS):
             if len(self._ahead) == place:
                 self._ahead.append(next(self._raws))

@@ -9,13 +9,19 @@ from typing import Literal
 import pytest
 
 from cn_clip.config.load import build, merge
-from cn_clip.config.schema import TrainConfig
+from cn_clip.config.schema import TrainConfig, WeightedPart, parts
 from cn_clip.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
     path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed:
+    sources: tuple[WeightedPart, ...] = parts("pairs")
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +43,7 @@ class Loss:
 
 OPTIONS = {
     ("pairs", "lmdb_pairs"): Pairs,
+    ("pairs", "mixed"): Mixed,
     ("augment", "none"): Nothing,
     ("augment", "autoaugment"): Augment,
     ("pair_loss", "contrastive"): Loss,

@@ -4,12 +4,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cn_clip.config.load import merge, parse_override, read_yaml, to_plain
 from cn_clip.config.schema import TrainConfig
 from cn_clip.errors import ConfigError
 
 Builder = Callable[..., TrainConfig]
+
+
+def train_set(chosen: object) -> dict:
+    return {"data": {"train": chosen}}
+
+
+def mixed(*sources: object) -> dict:
+    return train_set({"type": "mixed", "sources": list(sources)})
 
 
 @pytest.mark.parametrize(
@@ -38,6 +47,29 @@ Builder = Callable[..., TrainConfig]
         ({"data": {"augment": None}}, "data.augment needs a `type`"),
         ({"loss": {"smothing": 0.1}}, "loss.smothing is not a setting; did you mean loss.smoothing?"),
         ({1: 2}, "1 is not a setting"),
+        (train_set({"type": "lmdb_pairs"}), "data.train.path is not set, and has no default"),
+        (train_set({"type": "mixed"}), "data.train.sources is not set"),
+        (
+            mixed({"type": "lmdb_pairs", "path": "/x"}, "lmdb_pairs"),
+            r"data.train.sources\[1\].path is not set",
+        ),
+        (
+            mixed({"type": "lmdb_pairs", "pth": "/x"}),
+            r"data.train.sources\[0\].pth is not a setting; did you mean ",
+        ),
+        (mixed({"path": "/x"}), r"data.train.sources\[0\] needs a `type`"),
+        (mixed(5), r"data.train.sources\[0\] needs a `type`"),
+        (mixed({"type": "parquet"}), "there is no pairs called parquet"),
+        (
+            mixed({"type": "lmdb_pairs", "path": "/x", "weight": "much"}),
+            r"sources\[0\].weight is 'much'; give a number",
+        ),
+        (
+            mixed({"type": "lmdb_pairs", "path": "/x", "weight": 0}),
+            r"sources\[0\].weight is 0.0; give more than 0",
+        ),
+        (mixed({"type": "mixed", "sources": [5]}), r"data.train.sources\[0\].sources\[0\] needs a `type`"),
+        (train_set({"type": "mixed", "sources": {"type": "x"}}), "data.train.sources is .*; give a list"),
     ],
 )
 def test_wrong_settings_are_named(settings: dict, sentence: str, build_config: Builder) -> None:
@@ -127,8 +159,6 @@ def test_environment_is_expanded_and_an_unset_name_is_an_error(
 
 
 def test_round_trip_through_plain_data_and_yaml(tmp_path: Path, build_config: Builder) -> None:
-    import yaml
-
     config = build_config(
         {
             "run": {"name": "2024"},
@@ -141,6 +171,25 @@ def test_round_trip_through_plain_data_and_yaml(tmp_path: Path, build_config: Bu
     assert build_config(plain) == config
     (tmp_path / "resolved.yaml").write_text(yaml.safe_dump(plain, allow_unicode=True))
     assert build_config(read_yaml(tmp_path / "resolved.yaml")) == config
+
+
+def test_parts_in_a_list_have_weights_and_make_the_round_trip(
+    build_config: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAIRS_AT", "/d")
+    inner = {"type": "mixed", "sources": [{"type": "lmdb_pairs", "path": "/y"}], "names": "one"}
+    config = build_config(mixed({"type": "lmdb_pairs", "path": "$PAIRS_AT/x", "weight": "2"}, inner))
+    assert config.data.train is not None
+    first, second = config.data.train.options.sources
+    assert (first.type, first.options.path, first.weight) == ("lmdb_pairs", "/d/x", 2.0)
+    assert (second.weight, second.options.names, second.options.sources[0].options.path) == (
+        None,
+        ("one",),
+        "/y",
+    )
+    plain = to_plain(config)
+    assert plain["data"]["train"]["sources"][0] == {"type": "lmdb_pairs", "path": "/d/x", "weight": 2.0}
+    assert build_config(yaml.safe_load(yaml.safe_dump(plain))) == config
 
 
 def test_set_words_are_read_as_yaml() -> None:

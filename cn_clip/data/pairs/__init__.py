@@ -29,6 +29,8 @@ class RawPair:
     """Of the caption, without [CLS] and [SEP], as its store has cached them."""
     tokenizer: str | None = None
     """Fingerprint of the tokenizer that gave `token_ids`."""
+    where: str = ""
+    """What finds it again, for messages; empty where its ids do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class BadPair:
     """A pair that cannot be read, and why; passed on, since an exception in a worker would reach the user as a traceback."""
 
     reason: str
+    instead: RawPair | None = None
+    """Takes its place where such pairs are passed over; None takes another one of the loader's choice."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,122 @@
+"""Which shards a set has, and how one is opened: local files, or whatever `fsspec` reaches."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from glob import glob, has_magic
+from itertools import takewhile
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from cn_clip.errors import ConfigError, DataError
+
+BUFFER_BYTES = 1 << 17
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)(?:::.*)?://", re.DOTALL)
+_RANGE = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<words>[^{},]*(?:,[^{},]*)+))\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    url: str
+    name: str
+    """Inside the set; ids are made of it."""
+    num_samples: int | None
+    """None where it is not known."""
+
+
+def is_remote(url: str) -> bool:
+    return _SCHEME.match(url) is not None
+
+
+def open_shard(url: str) -> AbstractContextManager[BinaryIO]:
+    """The open file; a remote one may be a stream that cannot seek."""
+    if not is_remote(url):
+        return Path(url).open("rb", buffering=BUFFER_BYTES)
+    import fsspec  # slow to import, and only for remote sets
+
+    return cast(AbstractContextManager[BinaryIO], fsspec.open(url, "rb"))
+
+
+def find_shards(patterns: Iterable[str], where: str) -> list[str]:
+    """Shards in order: `{000..099}` and `{a,b}` written out, folders and globs looked up. `where` names the setting."""
+    found: list[str] = []
+    for pattern in patterns:
+        if pattern.startswith("pipe:"):
+            raise ConfigError(
+                f"{where} has {pattern!r}, but commands are not run: no settings file runs code here; give paths or URLs, "
+                "such as s3://bucket/{00000..00099}.tar"
+            )
+        for url in _written_out(pattern.removeprefix("file://")):
+            found += _looked_up(url, where)
+    twice = next((url for url, count in Counter(found).items() if count > 1), None)
+    if twice is not None:
+        raise ConfigError(
+            f"{where} names {twice} twice: name each shard once (a mixture repeats sets by weight)"
+        )
+    return found
+
+
+def short_names(urls: list[str]) -> list[str]:
+    """What tells the shards apart: their names without the folders that all share, so that a set may move."""
+    split = [url.split("/") for url in urls]
+    folders = zip(*(parts[:-1] for parts in split), strict=False)
+    shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, folders))
+    return ["/".join(parts[shared:]) for parts in split]
+
+
+def _written_out(pattern: str) -> Iterator[str]:
+    found = _RANGE.search(pattern)
+    if found is None:
+        yield pattern
+        return
+    if found["words"] is not None:
+        choices = found["words"].split(",")
+    else:
+        first, last = found["first"], found["last"]
+        choices = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
+    for choice in choices:
+        yield from _written_out(pattern[: found.start()] + choice + pattern[found.end() :])
+
+
+def _looked_up(url: str, where: str) -> list[str]:
+    """The shards that a folder or glob stands for; a plain name stands for itself, whether it is there or not."""
+    if is_remote(url):
+        return _looked_up_remotely(url, where)
+    if Path(url).is_dir():
+        found = sorted(map(str, Path(url).glob("*.tar")))
+    else:
+        found = sorted(glob(url)) if has_magic(url) else [url]
+    if not found:
+        raise DataError(f"{where}: there is no .tar at {url}")
+    missing = next((path for path in found if not Path(path).is_file()), None)
+    if missing is not None:
+        raise DataError(f"{where}: there is no file {missing}")
+    return found
+
+
+def _looked_up_remotely(url: str, where: str) -> list[str]:
+    import fsspec
+
+    try:
+        files, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"{where} has {url}, which fsspec cannot open here: {error}; install the package it names, or copy the shards"
+        ) from error
+    # a question mark begins the query of a web address
+    if not url.endswith("/") and not re.search(r"[*\[]", url):
+        return [url]
+    pattern = f"{path.rstrip('/')}/*.tar" if url.endswith("/") else path
+    try:
+        found = [str(files.unstrip_protocol(name)) for name in sorted(files.glob(pattern))]
+    except Exception as error:  # errors of fsspec's backends have no base class in common
+        raise DataError(
+            f"{where}: cannot list {url} ({type(error).__name__}: {' '.join(str(error).split())})"
+        ) from error
+    if not found:
+        raise DataError(f"{where}: there is no .tar at {url}")
+    return found

@@ -1,0 +1,165 @@
+"""Members of a tar one after the other, from a file that can seek or from a stream.
+
+The standard library's `tarfile` takes a damaged header, or a file that ends early, for the end of the archive; a training set
+must not shrink silently, so headers are read here. Layout: POSIX.1-2017 "ustar" and "pax" interchange formats, with GNU's long
+names and large sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import BinaryIO
+
+BLOCK = 512
+SKIPPED_AT_ONCE = 1 << 20
+MAX_EXTENSION_BYTES = 1 << 20
+"""Of a name or pax header before a member; more is no name."""
+FILES = (b"0", b"\0", b"7")
+WITHOUT_BODY = (b"1", b"2", b"3", b"4", b"5", b"6")
+"""Links, devices, folders, pipes: whatever their header says of a size."""
+
+
+class BrokenTarError(Exception):
+    """The file is cut, or is no tar; the message completes "NAME ..."."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    name: str
+    size: int
+    """Bytes of the body."""
+    is_file: bool
+
+
+class TarWalk:
+    """Whoever wants the body of a member reads it before asking for the next one."""
+
+    def __init__(self, file: BinaryIO, start: int = 0) -> None:
+        """`start` is the byte where a member begins."""
+        self._file, self._at, self._next = file, 0, start
+        self._body_at = self._body_size = 0
+        self._can_seek = file.seekable()
+        self.member_start = start
+        """Byte where the latest member begins, with the headers that belong to it."""
+
+    def next(self) -> Member | None:
+        """The next member, None at the end mark; BrokenTarError where there is neither."""
+        long_name: bytes | None = None
+        pax: dict[bytes, bytes] = {}
+        self.member_start = self._next
+        while True:
+            header = self._header()
+            if header is None:
+                return None
+            kind, size = header[156:157], _number(header[124:136])
+            self._enter_body(0 if kind in WITHOUT_BODY else size)
+            if kind == b"L":
+                long_name = self._extension().rstrip(b"\0")
+            elif kind == b"x":
+                pax = _pax_records(self._extension())
+            elif kind == b"S":
+                raise BrokenTarError(
+                    f"has a sparse member at byte {self.member_start}, which is not supported: write it with tar without --sparse"
+                )
+            elif kind not in (b"K", b"g"):
+                break
+        if b"size" in pax:  # of files past 8 GB
+            self._enter_body(_pax_size(pax[b"size"]))
+        name = pax.get(b"path") or long_name or _name(header)
+        return Member(name.decode("utf-8", "surrogateescape"), self._body_size, kind in FILES)
+
+    def body(self) -> bytes:
+        """Of the latest member."""
+        self._go_to(self._body_at)
+        return self._read(self._body_size)
+
+    def _header(self) -> bytes | None:
+        self._go_to(self._next)
+        header = self._file.read(BLOCK)
+        self._at += len(header)
+        if len(header) < BLOCK:
+            raise BrokenTarError(
+                f"ends at byte {self._at} without the end mark of a tar, so it is cut"
+                if self._at
+                else "is empty"
+            )
+        if not any(header):
+            return None
+        if not _is_header(header):
+            raise BrokenTarError(_not_a_tar(header, self._next))
+        return header
+
+    def _enter_body(self, size: int) -> None:
+        """The header at `_next` has a body of this size behind it."""
+        self._body_at, self._body_size = self._at, size
+        self._next = self._body_at + -(-size // BLOCK) * BLOCK
+
+    def _extension(self) -> bytes:
+        if self._body_size > MAX_EXTENSION_BYTES:
+            raise BrokenTarError(f"has a name of {self._body_size} bytes at byte {self.member_start}")
+        return self.body()
+
+    def _go_to(self, position: int) -> None:
+        if self._can_seek and position != self._at:
+            self._file.seek(position)
+            self._at = position
+        while self._at < position:
+            self._read(min(position - self._at, SKIPPED_AT_ONCE))
+
+    def _read(self, size: int) -> bytes:
+        content = self._file.read(size)
+        self._at += len(content)
+        if len(content) < size:
+            raise BrokenTarError(f"ends at byte {self._at}, inside a member, so it is cut")
+        return content
+
+
+def _is_header(header: bytes) -> bool:
+    """Whether the sum that a header holds is that of its bytes, its own place taken for spaces."""
+    try:
+        return int(header[148:156].strip(b" \0"), 8) == sum(header) - sum(header[148:156]) + 8 * ord(" ")
+    except ValueError:
+        return False
+
+
+def _number(digits: bytes) -> int:
+    """A number of a header: octal digits, or GNU's base 256 for large ones."""
+    if digits[0] == 0x80:
+        return int.from_bytes(digits[1:], "big")
+    try:
+        return int(digits.strip(b" \0") or b"0", 8)
+    except ValueError:
+        raise BrokenTarError(f"has {digits!r} for a number in a header, so it is damaged") from None
+
+
+def _name(header: bytes) -> bytes:
+    name, prefix = header[:100].split(b"\0")[0], header[345:500].split(b"\0")[0]
+    # GNU's older format has other things in the place of the prefix
+    return prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name
+
+
+def _pax_records(records: bytes) -> dict[bytes, bytes]:
+    r"""`"LENGTH KEY=VALUE\n"`, where the length counts the whole record."""
+    found = {}
+    while records.strip(b"\0"):
+        length, space, _ = records.partition(b" ")
+        if not space or not length.isdigit() or not len(length) + 1 < int(length) <= len(records):
+            raise BrokenTarError("has a pax header that cannot be read, so it is damaged")
+        key, _, value = records[len(length) + 1 : int(length) - 1].partition(b"=")
+        found[key] = value
+        records = records[int(length) :]
+    return found
+
+
+def _pax_size(digits: bytes) -> int:
+    if not digits.isdigit():
+        raise BrokenTarError("has a pax header without a size, so it is damaged")
+    return int(digits)
+
+
+def _not_a_tar(header: bytes, position: int) -> str:
+    if position:
+        return f"has a damaged header at byte {position}"
+    if header[:2] == b"\x1f\x8b" or header[:3] == b"BZh" or header[:4] in (b"\xfd7zX", b"\x28\xb5\x2f\xfd"):
+        return "is compressed, and cannot be entered in the middle: unpack it once (pictures hardly shrink)"
+    return "is not a tar"
