@@ -50,7 +50,13 @@ def build(options: Options) -> PairSource | PairStream:
     sources = [member for member in members if isinstance(member, PairSource)]
     if len(sources) < len(members):
         return MixedStream(members, weighted, num_pairs)
-    return MixedSource(sources, portions(num_pairs, weighted))
+    entries = portions(num_pairs, weighted)
+    if 0 in entries:
+        raise ConfigError(
+            f"a source of the mixture has no pair among the {num_pairs} of an epoch ({options.sources[entries.index(0)].options}): "
+            "raise its weight or pairs_per_epoch"
+        )
+    return MixedSource(sources, entries)
 
 
 def _opened(source: Part) -> PairSource | PairStream:
