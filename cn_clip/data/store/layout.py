@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pybase64
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
@@ -158,12 +159,15 @@ def decode_columns(value: bytes) -> NDArray[np.int64]:
 
 
 def encode_picture(picture: bytes, store_format: Format) -> bytes:
-    return picture if store_format == "v2" else binascii.b2a_base64(picture, newline=False)
+    return picture if store_format == "v2" else pybase64.b64encode(picture)
 
 
 def decode_reference_picture(value: bytes) -> bytes:
     """The encoded picture from standard or url-safe base64, as lenient as the reference; ValueError when it is neither."""
-    return binascii.a2b_base64(value.translate(_STANDARD_ALPHABET))
+    try:
+        return pybase64.b64decode(value, validate=True)
+    except binascii.Error:
+        return binascii.a2b_base64(value.translate(_STANDARD_ALPHABET))
 
 
 def encode_facts(facts: PictureFacts) -> bytes:
