@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from cn_clip.errors import DataError
 
 _CHUNK_CHARS = 1 << 20
+_MAX_NUMBER_CHARS = 64
 _MAX_VALUE_CHARS = 64 << 20
 """Of one object: a file that is broken must not be read into memory whole in search of its end."""
 
@@ -77,8 +78,9 @@ class _Scanner:
                 if too_long or not self._more():
                     raise self._wrong(str(error)) from error
                 continue
-            if end == len(self._text) and self._more():
-                continue  # a number may go on
+            may_go_on = isinstance(value, int | float) and len(self._text) - end < _MAX_NUMBER_CHARS
+            if may_go_on and self._more():
+                continue
             self._at = end
             return value
 
@@ -95,10 +97,12 @@ class _Scanner:
             self.expect(",")
 
     def _more(self) -> bool:
+        """Whether the window has grown; places in it hold when it has not."""
         chunk = self._file.read(_CHUNK_CHARS)
-        self._num_before += self._at
-        self._text = self._text[self._at :] + chunk
-        self._at = 0
+        if chunk:
+            self._num_before += self._at
+            self._text = self._text[self._at :] + chunk
+            self._at = 0
         return bool(chunk)
 
     def _wrong(self, reason: str) -> DataError:

@@ -27,7 +27,8 @@ class RowWriter:
 
     def is_done(self, picture: Picture) -> bool:
         """Whether this picture need not be read: the same file was, or is about to be."""
-        if not isinstance(picture.content, FileContent):
+        # a key that is an id may stand before two files, of which one is wrong
+        if self._source.own_ids or not isinstance(picture.content, FileContent):
             return False
         if picture.key in self._under_way:
             return True
