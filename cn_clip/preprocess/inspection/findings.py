@@ -14,6 +14,7 @@ from cn_clip.preprocess.inspection.caption_look import (
     show_caption,
     show_character,
 )
+from cn_clip.preprocess.inspection.groups import Groups, number_values
 from cn_clip.preprocess.inspection.report import (
     CaptionFindings,
     Counts,
@@ -106,7 +107,6 @@ def count(scan: Scan) -> Counts:
         unused = np.setdiff1d(image_ids, scan.wanted_ids)
     per_picture = np.unique(pairs["image_id"], return_counts=True)[1]
     per_caption = np.unique(pairs["text_id"], return_counts=True)[1]
-    repeated = np.unique(pairs[["image_id", "caption_key"]])
     return Counts(
         num_pictures=len(image_ids),
         num_captions=len(captions),
@@ -119,7 +119,7 @@ def count(scan: Scan) -> Counts:
         num_unused_pictures=len(unused),
         unused_pictures=tuple(unused[:_IDS_SHOWN].tolist()),
         num_captions_without_ids=int((scan.captions.table["state"] & IS_PAIR == 0).sum()),
-        num_repeated_pairs=len(pairs) - len(repeated),
+        num_repeated_pairs=Groups.of(number_values(pairs["image_id"], pairs["caption_key"])).num_extra,
         num_reused_text_ids=_count_repeated(captions["text_id"]),
     )
 

@@ -245,7 +245,7 @@ def _picture_row(raw: RawPicture, found: PictureRows) -> tuple[int, ...]:
 
 
 def join_pictures(parts: Iterable[PictureRows]) -> PictureRows:
-    """One of all; of rows with the same id the first stays, and another picture under its id is a fault."""
+    """One of all, sorted by id; of rows with the same id the first stays, and another picture under its id is a fault."""
     tables, whole = [np.empty(0, PICTURE)], PictureRows(np.empty(0, PICTURE))
     for part in parts:
         tables.append(part.table)
@@ -256,16 +256,17 @@ def join_pictures(parts: Iterable[PictureRows]) -> PictureRows:
         whole.modes.update(part.modes)
         whole.cpu_seconds += part.cpu_seconds
     table = np.concatenate(tables)
+    tables.clear()
     order = np.argsort(table["image_id"], kind="stable")
-    ids = table["image_id"][order]
+    table = table[order]
+    del order
+    ids = table["image_id"]
     again = np.flatnonzero(ids[1:] == ids[:-1]) + 1
-    first = np.searchsorted(ids, ids[again])
-    other, before = table[order[again]], table[order[first]]
+    other, before = table[again], table[np.searchsorted(ids, ids[again])]
     differs = (other["digest_high"] != before["digest_high"]) | (other["digest_low"] != before["digest_low"])
-    for row in other[differs]:
-        whole.unreadable.add(
-            Unusable(int(row["place"]), "its id was given before with another picture", int(row["image_id"]))
-        )
+    for row in np.sort(other[differs], order="place"):
+        fault = "its id was given before with another picture"
+        whole.unreadable.add(Unusable(int(row["place"]), fault, int(row["image_id"])))
     whole.num_repeated_rows = int((~differs).sum())
-    whole.table = np.delete(table, order[again])
+    whole.table = np.delete(table, again) if len(again) else table
     return whole
