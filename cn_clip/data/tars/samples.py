@@ -62,7 +62,8 @@ def read_samples(url: str, wanted: Wanted, extensions: Collection[str]) -> Itera
             reason, cause = f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())})", error
         seconds = None if isinstance(cause, FileNotFoundError) else next(pauses, None)
         if seconds is None:
-            raise BrokenShardError(f"the shard {url} {reason}", reader.num_samples) from cause
+            after = f", after {reader.num_samples} whole samples" if reader.num_samples else ""
+            raise BrokenShardError(f"the shard {url} {reason}{after}", reader.num_samples) from cause
         logger.warning("The shard %s %s; it is opened again in %g s.", url, reason, seconds)
         time.sleep(seconds)
 

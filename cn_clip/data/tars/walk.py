@@ -78,11 +78,7 @@ class TarWalk:
         header = self._file.read(BLOCK)
         self._at += len(header)
         if len(header) < BLOCK:
-            raise BrokenTarError(
-                f"ends at byte {self._at} without the end mark of a tar, so it is cut"
-                if self._at
-                else "is empty"
-            )
+            raise BrokenTarError("is cut: the end mark of a tar is missing" if self._at else "is empty")
         if not any(header):
             return None
         if not _is_header(header):
@@ -110,7 +106,7 @@ class TarWalk:
         content = self._file.read(size)
         self._at += len(content)
         if len(content) < size:
-            raise BrokenTarError(f"ends at byte {self._at}, inside a member, so it is cut")
+            raise BrokenTarError("is cut: it ends inside a member")
         return content
 
 
