@@ -2,17 +2,16 @@
 
 `exact` follows the reference's pipeline with the same library calls, so its tensors are equal to the bit: squash to a
 square by PIL's bicubic filter, only then to RGB (a palette picture is resized as palette), then CLIP's mean and
-deviation. `fast` decodes JPEG with torchvision and resizes uint8 tensors; its pixels differ from the exact ones by 1 of
-255 at most in the middle of a photo, and normalising is left to the device.
+deviation. `fast` decodes JPEG with libjpeg-turbo, large ones to a fraction of their size, and resizes uint8 tensors; its
+pixels differ from the exact ones by 1 of 255 at most, in decoded fractions by 4, and normalising is left to the device.
 
 Shapes: C colours (1 or 3), H height, W width, S side of the square asked for.
 """
 
 from __future__ import annotations
 
-import io
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cn_clip.clip.decode import Pixels_HWC, decode_jpeg, jpeg_size, open_picture, pixels_of, shrink_for
 from cn_clip.config.schema import Part
 from cn_clip.errors import DataError
 
@@ -29,16 +29,17 @@ if TYPE_CHECKING:  # both take a while to import, and a command that reads no pi
     from PIL.Image import Image
     from torchvision.transforms import Compose
 
-logger = logging.getLogger(__name__)
-
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Of red, green, blue in CLIP's training pictures, 0 to 1 (arXiv:2103.00020, released code)."""
 STD = (0.26862954, 0.26130258, 0.27577711)
 """Deviation, likewise."""
-JPEG_MAGIC = b"\xff\xd8\xff"
 
 BytesTransform = Callable[[bytes], Tensor]
 """An encoded picture to a tensor (3, S, S): normalised float32 (exact) or uint8 (fast); DataError for damaged bytes."""
+Crop = tuple[int, int, int, int]
+"""Top, left, height and width of a part of a picture."""
+DrawCrop = Callable[[int, int], Crop]
+"""From height and width of a picture."""
 Mode = Literal["exact", "fast"]
 
 
@@ -85,7 +86,9 @@ class ExactTransform:
     image_px: int
 
     def __call__(self, raw: bytes) -> Tensor:
-        transformed: Tensor = _image_transform(self.image_px)(open_picture(raw))
+        image = open_picture(raw)
+        with conversion_of(image):
+            transformed: Tensor = _image_transform(self.image_px)(image)
         return transformed
 
 
@@ -94,10 +97,7 @@ class FastTransform:
     image_px: int
 
     def __call__(self, raw: bytes) -> Tensor:
-        picture = read_picture(raw)
-        if isinstance(picture, Tensor):
-            return resize_uint8(picture, self.image_px).contiguous()
-        return resize_by_pil(picture, self.image_px)
+        return fast_square(raw, self.image_px)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class AugmentedTransform:
     def __call__(self, raw: bytes) -> Tensor:
         operation = _operation(self.augment)
         if self.mode == "fast":
-            return operation(FastTransform(self.image_px)(raw))
+            return operation(fast_square(raw, self.image_px))
         return normalize_like_exact(operation(resize_by_pil(open_picture(raw), self.image_px)))
 
 
@@ -134,76 +134,62 @@ def normalize_like_exact(picture_CHW: Tensor) -> Tensor:
     return picture_CHW.contiguous().to(torch.float32).div(255).sub_(mean).div_(std)
 
 
-def open_picture(raw: bytes) -> Image:
-    """The decoded PIL picture, in its own mode and not turned by EXIF (as the reference reads it)."""
-    from PIL import Image
-
-    try:
-        image = Image.open(io.BytesIO(raw))
-        image.load()
-    except (
-        Exception
-    ) as error:  # PIL's readers raise a dozen kinds for damaged bytes; any of them says the same here
-        kind = "nothing" if not raw else f"{len(raw)} bytes that are no readable picture"
-        raise DataError(f"{kind} where a picture should be ({error})") from error
-    return image
-
-
-def read_picture(raw: bytes) -> Tensor | Image:
-    """uint8 (C, H, W) where colours may be resized as tensors; PIL's picture for palettes, alpha, CMYK, 16 bits."""
-    if raw.startswith(JPEG_MAGIC):
-        picture_CHW = _decode_jpeg(raw)
-        if picture_CHW is not None:
-            return picture_CHW
+def fast_square(raw: bytes, image_px: int, draw_crop: DrawCrop | None = None) -> Tensor:
+    """uint8 (3, S, S) of an encoded picture, or of what `draw_crop` leaves of it; colours lie next to each other in memory."""
+    size = jpeg_size(raw)
+    if size is not None:
+        # a crop seldom begins on a pixel of a shrunken picture, and half a pixel shows at every edge
+        shrink = shrink_for(size, image_px) if draw_crop is None else 1
+        decoded_HWC = decode_jpeg(raw, size, shrink)
+        if decoded_HWC is not None and shrink > 1:
+            return resize_uint8(decoded_HWC, image_px, (size[0] / shrink, size[1] / shrink))
+        if decoded_HWC is not None:
+            return resize_uint8(cropped(decoded_HWC, draw_crop), image_px)
     image = open_picture(raw)
-    return pil_to_uint8(image) if image.mode in ("RGB", "L") else image
+    if image.mode in ("RGB", "L"):
+        return resize_uint8(cropped(pixels_of(image), draw_crop), image_px)
+    if draw_crop is not None:
+        top, left, height, width = draw_crop(image.height, image.width)
+        image = image.crop((left, top, left + width, top + height))
+    return resize_by_pil(image, image_px)
 
 
-def _decode_jpeg(raw: bytes) -> Tensor | None:
-    """uint8 (C, H, W), or None for PIL to read: CMYK, or damaged (then PIL names the damage or reads it after all)."""
-    decode = _jpeg_decoder()
-    if decode is None:
-        return None
-    try:
-        # a bytearray, since frombuffer warns of memory that cannot be written
-        picture_CHW = decode(torch.frombuffer(bytearray(raw), dtype=torch.uint8))
-    except RuntimeError:
-        return None
-    return picture_CHW if picture_CHW.shape[0] in (1, 3) else None
+def cropped(pixels_HWC: Pixels_HWC, draw_crop: DrawCrop | None) -> Pixels_HWC:
+    """A view of what `draw_crop` leaves."""
+    if draw_crop is None:
+        return pixels_HWC
+    top, left, height, width = draw_crop(*pixels_HWC.shape[:2])
+    return pixels_HWC[top : top + height, left : left + width]
 
 
-@cache
-def _jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
-    """torchvision's, or None where it has none: deprecated since 0.29, and builds without libjpeg lack it too."""
-    try:
-        from torchvision.io import decode_jpeg
-    except ImportError:
-        logger.warning("This torchvision does not decode JPEG: PIL does, to the same pixels but more slowly.")
-        return None
-    decoder: Callable[[Tensor], Tensor] = decode_jpeg
-    return decoder
-
-
-def resize_uint8(picture_CHW: Tensor, image_px: int) -> Tensor:
+def resize_uint8(pixels_HWC: Pixels_HWC, image_px: int, extent: tuple[float, float] | None = None) -> Tensor:
     """uint8 (3, S, S) view, squashed by the antialiased bicubic filter; grey becomes three equal colours.
 
-    Colours stay next to each other in memory when they were, as the decoder leaves them: that is the filter's quick path.
+    `extent` is the part of height and width to squash, where the last row and column stand for less than a whole pixel.
     """
-    square_CSS = F.interpolate(picture_CHW[None], size=(image_px, image_px), mode="bicubic", antialias=True)[
-        0
-    ]
-    return square_CSS.expand(3, -1, -1)
+    # the filter is quick only when this order of dimensions shows that colours lie next to each other in memory
+    picture_1CHW = torch.from_numpy(pixels_HWC)[None].permute(0, 3, 1, 2)
+    if extent is None or extent == pixels_HWC.shape[:2]:
+        square_1CSS = F.interpolate(picture_1CHW, (image_px, image_px), mode="bicubic", antialias=True)
+    else:
+        # torch rounds the size down, which must not fall below S by a rounding error
+        scale = (image_px / extent[0] * (1 + 1e-9), image_px / extent[1] * (1 + 1e-9))
+        square_1CSS = F.interpolate(picture_1CHW, scale_factor=scale, mode="bicubic", antialias=True)
+    return square_1CSS[0].expand(3, -1, -1)
 
 
 def resize_by_pil(image: Image, image_px: int) -> Tensor:
     """uint8 (3, S, S): the exact transform's pixels before they are normalised."""
     resize, to_rgb, *_ = _image_transform(image_px).transforms
-    return pil_to_uint8(to_rgb(resize(image))).contiguous()
+    with conversion_of(image):
+        square = to_rgb(resize(image))
+    return torch.from_numpy(pixels_of(square)).permute(2, 0, 1)
 
 
-def pil_to_uint8(image: Image) -> Tensor:
-    """uint8 (C, H, W) of a picture in mode L or RGB."""
-    import numpy as np
-
-    pixels = torch.from_numpy(np.array(image))
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+@contextmanager
+def conversion_of(image: Image) -> Iterator[None]:
+    """DataError for a picture that PIL opens but cannot resize or turn to RGB, such as one in mode LAB."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise DataError(f"a picture in mode {image.mode} that cannot be turned to RGB ({error})") from error

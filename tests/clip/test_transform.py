@@ -18,11 +18,9 @@ from cn_clip.clip.transform import (
     MEAN,
     STD,
     BytesTransform,
-    _jpeg_decoder,
     exact_transform,
     fast_transform,
     image_transform,
-    read_picture,
     train_transform,
 )
 from cn_clip.config.schema import Part
@@ -58,7 +56,8 @@ def test_train_transforms_keep_type_and_shape(
     tensor = transform(encoded(picture, kind))
     assert tensor.dtype == dtype
     assert tensor.shape == (3, 16, 16)
-    assert tensor.is_contiguous()
+    # the loader stacks either order of dimensions without turning it
+    assert tensor.is_contiguous() or tensor.permute(1, 2, 0).is_contiguous()
 
 
 @pytest.mark.parametrize("name", ["autoaugment", "geometric"])
@@ -103,27 +102,6 @@ def test_exif_does_not_turn_the_picture(picture: Image.Image) -> None:
     assert torch.equal(fast_transform(8)(file.getvalue()), fast_transform(8)(encoded(picture, "JPEG")))
 
 
-def test_jpeg_is_read_as_a_tensor_and_palettes_by_pil(picture: Image.Image) -> None:
-    assert isinstance(read_picture(encoded(picture, "JPEG")), torch.Tensor)
-    assert isinstance(read_picture(encoded(picture.convert("P"))), Image.Image)
-    assert isinstance(read_picture(encoded(picture.convert("CMYK"), "JPEG")), Image.Image)
-
-
-def test_pil_decodes_to_the_same_pixels_where_torchvision_cannot(
-    picture: Image.Image, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    raw = encoded(picture, "JPEG")
-    expected = fast_transform(16)(raw)
-    _jpeg_decoder.cache_clear()
-    monkeypatch.setitem(sys.modules, "torchvision.io", None)  # as in a torchvision without its decoders
-    try:
-        assert torch.equal(fast_transform(16)(raw), expected)
-        assert torch.equal(fast_transform(16)(raw), expected)
-    finally:
-        _jpeg_decoder.cache_clear()
-    assert [record.message for record in caplog.records].count(caplog.records[0].message) == 1
-
-
 @pytest.mark.parametrize("make", [exact_transform, fast_transform])
 @pytest.mark.parametrize("cut", [0, 3, 20, 150, -30])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -158,7 +136,7 @@ def test_image_transform_takes_pil_pictures(picture: Image.Image) -> None:
 
 
 def test_import_stays_light(tmp_path: Path) -> None:
-    code = "import sys; from cn_clip.clip import transform; assert not {'torchvision', 'PIL', 'timm'} & set(sys.modules)"
+    code = "import sys; from cn_clip.clip import transform; assert not {'torchvision', 'PIL', 'timm', 'simplejpeg'} & set(sys.modules)"
     root = str(Path(__file__).parents[2])
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": root}, cwd=tmp_path

@@ -13,13 +13,17 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor
 
 from cn_clip.clip import transform
+from cn_clip.clip.quick_operations import as_array, posterize_to_nothing, quick_policies
 from cn_clip.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torchvision.transforms import Compose
+    from timm.data.auto_augment import AutoAugment
+    from timm.data.transforms import RandomResizedCropAndInterpolation
+    from torchvision.transforms import Compose, RandomHorizontalFlip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +51,12 @@ def check(options: Options) -> None:
         raise ConfigError(f"augment.flip is {options.flip}: give a share of the pictures, 0 to 1")
 
 
-def augment(picture_3HW: Tensor, options: Options) -> Tensor:
+def augment(picture_3SS: Tensor, options: Options) -> Tensor:
     """uint8 (3, S, S) of a square one of that size, cropped and augmented."""
-    return _augment_uint8(picture_3HW, options, picture_3HW.shape[-1])
+    image_px = picture_3SS.shape[-1]
+    draw_crop, finish = _quick_steps(options, image_px)
+    pixels_SS3 = picture_3SS.permute(1, 2, 0).contiguous().numpy()
+    return finish(transform.resize_uint8(transform.cropped(pixels_SS3, draw_crop), image_px))
 
 
 @dataclass(frozen=True)
@@ -65,20 +72,21 @@ class AutoAugmentTransform:
 
     def __call__(self, raw: bytes) -> Tensor:
         if self.mode == "exact":
-            augmented: Tensor = pipeline(self.options, self.image_px)(transform.open_picture(raw))
+            image = transform.open_picture(raw)
+            with transform.conversion_of(image):
+                augmented: Tensor = pipeline(self.options, self.image_px)(image)
             return augmented
-        picture = transform.read_picture(raw)
-        if isinstance(picture, Tensor):
-            return _augment_uint8(picture, self.options, self.image_px)
-        *before_tensors, _to_tensor, _normalize = pipeline(self.options, self.image_px).transforms
-        for step in before_tensors:
-            picture = step(picture)
-        return transform.pil_to_uint8(picture).contiguous()
+        draw_crop, finish = _quick_steps(self.options, self.image_px)
+        return finish(transform.fast_square(raw, self.image_px, draw_crop))
 
 
 @cache
 def pipeline(options: Options, image_px: int) -> Compose:
     """The reference's pipeline of a PIL picture: crop and resize, mirror, RGB, policies, to tensor, normalise."""
+    return _new_pipeline(options, image_px)
+
+
+def _new_pipeline(options: Options, image_px: int) -> Compose:
     from timm.data import create_transform
     from torchvision.transforms import Compose
 
@@ -94,18 +102,28 @@ def pipeline(options: Options, image_px: int) -> Compose:
         std=transform.STD,
     )
     *crop_and_mirror, policies, to_tensor, normalize = made.transforms
-    return Compose([*crop_and_mirror, transform.convert_to_rgb, policies, to_tensor, normalize])
+    return Compose(
+        [*crop_and_mirror, transform.convert_to_rgb, posterize_to_nothing(policies), to_tensor, normalize]
+    )
 
 
-def _augment_uint8(picture_CHW: Tensor, options: Options, image_px: int) -> Tensor:
-    """The same steps, with the same draws in the same order, on a uint8 tensor; policies act on the small picture."""
-    from PIL.Image import fromarray
+@cache
+def _quick_steps(options: Options, image_px: int) -> tuple[transform.DrawCrop, Callable[[Tensor], Tensor]]:
+    """The pipeline's steps for mode `fast`, which draw the same in the same order: the crop; mirror and policies."""
+    crop, *mirror, _rgb, policies, _to_tensor, _normalize = _new_pipeline(options, image_px).transforms
+    return partial(_draw_crop, crop), partial(_finish, mirror, quick_policies(policies))
 
-    crop, *mirror, _rgb, policies, _to_tensor, _normalize = pipeline(options, image_px).transforms
-    top, left, height, width = crop.get_params(picture_CHW, crop.scale, crop.ratio)
-    cropped_CHW = picture_CHW[:, top : top + height, left : left + width]
-    square_3SS = transform.resize_uint8(cropped_CHW, image_px)
+
+def _draw_crop(crop: RandomResizedCropAndInterpolation, height: int, width: int) -> transform.Crop:
+    # it asks the picture for nothing but its size
+    sized = torch.empty((1, height, width), device="meta")
+    top, left, crop_height, crop_width = crop.get_params(sized, crop.scale, crop.ratio)
+    return top, left, crop_height, crop_width
+
+
+def _finish(mirror: list[RandomHorizontalFlip], policies: AutoAugment, square_3SS: Tensor) -> Tensor:
+    """uint8 (3, S, S), colours next to each other in memory."""
     for step in mirror:  # none when flip is 0
         square_3SS = step(square_3SS)
-    image = fromarray(square_3SS.permute(1, 2, 0).contiguous().numpy())
-    return transform.pil_to_uint8(policies(image)).contiguous()
+    pixels_SS3 = square_3SS.permute(1, 2, 0).contiguous().numpy()
+    return torch.from_numpy(as_array(policies(pixels_SS3))).permute(2, 0, 1)

@@ -1,0 +1,171 @@
+"""Operations of timm's policies on small uint8 pictures, faster than by PIL and to its pixels.
+
+A picture goes through them as PIL's or as an array, whichever the operation before left. `quick_policies` puts them in the
+place of timm's own; what is random timm still draws.
+
+Shapes: H height, W width, P = H·W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cn_clip.clip.decode import Pixels_HWC
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from timm.data.auto_augment import AugmentOp, AutoAugment
+
+    Picture = Image | Pixels_HWC
+    """Of three colours."""
+
+Operation = Callable[..., Any]
+"""(picture, magnitudes, `fillcolor` and `resample` by name) -> picture; Any: of either kind, as timm passes it on."""
+Matrix = tuple[float, float, float, float, float, float]
+"""a to f: the pixel at (x, y) is taken from (ax + by + c, dx + ey + f), centres at .5, as PIL's AFFINE has it."""
+MAX_MOVES = 8
+"""Moves whose weights are kept, 128 bytes a pixel each: 51 MB for 224 x 224. The policies `original` have as many."""
+
+
+def quick_policies(policies: AutoAugment) -> AutoAugment:
+    """The same policies with their operations replaced."""
+    operations = [operation for pair in policies.policy for operation in pair]
+    moves = {(operation.name, operation.magnitude) for operation in operations if operation.name in MOVES}
+    # each goes either way; where not all can be kept, making them anew would cost more than PIL does
+    quick = RECOLOURINGS | MOVES if 2 * len(moves) <= MAX_MOVES and can_multiply_sparse() else RECOLOURINGS
+    for operation in operations:
+        operation.aug_fn = quick.get(operation.name) or _by_pil(operation)
+    return policies
+
+
+def posterize_to_nothing(policies: AutoAugment) -> AutoAugment:
+    """The same policies, able to keep no bit of a colour: `v0` asks for it, and Pillow refuses since version 12."""
+    for operation in (operation for pair in policies.policy for operation in pair):
+        if operation.name == "Posterize":
+            operation.aug_fn = lambda picture, bits, **_: as_image(posterize(picture, bits))
+    return policies
+
+
+def can_multiply_sparse() -> bool:
+    """Torch multiplies sparse matrices on the CPU by MKL alone, which ARM has not."""
+    return torch.backends.mkl.is_available()
+
+
+def _by_pil(operation: AugmentOp) -> Operation:
+    by_timm = operation.aug_fn
+
+    def operate(picture: Picture, *magnitudes: float, **options: object) -> Image:
+        return by_timm(as_image(picture), *magnitudes, **options)
+
+    return operate
+
+
+def as_image(picture: Picture) -> Image:
+    from PIL.Image import fromarray
+
+    return fromarray(picture) if isinstance(picture, np.ndarray) else picture
+
+
+def as_array(picture: Picture) -> Pixels_HWC:
+    return picture if isinstance(picture, np.ndarray) else np.array(picture)
+
+
+def posterize(picture: Picture, bits: int, **_: object) -> Picture:
+    """The highest `bits` of each colour."""
+    return picture if bits >= 8 else as_array(picture) & np.uint8(256 - (1 << (8 - bits)))
+
+
+def solarize(picture: Picture, threshold: int, **_: object) -> Pixels_HWC:
+    """Colours of `threshold` and above turned to their opposites."""
+    pixels_HWC = as_array(picture)
+    return pixels_HWC ^ (pixels_HWC >= threshold) * np.uint8(255)
+
+
+def invert(picture: Picture, **_: object) -> Pixels_HWC:
+    return ~as_array(picture)
+
+
+def rotate(picture: Picture, degrees: float, *, fillcolor: tuple[int, ...], **_: object) -> Pixels_HWC:
+    """Turned counter-clockwise about the middle."""
+    pixels_HWC = as_array(picture)
+    height, width = pixels_HWC.shape[:2]
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    x, y = width / 2, height / 2
+    return move(pixels_HWC, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y), fillcolor)
+
+
+def shear_x(picture: Picture, factor: float, *, fillcolor: tuple[int, ...], **_: object) -> Pixels_HWC:
+    """Rows moved sideways, the further down the more."""
+    return move(as_array(picture), (1, factor, 0, 0, 1, 0), fillcolor)
+
+
+MOVES: dict[str, Operation] = {"Rotate": rotate, "ShearX": shear_x}
+RECOLOURINGS: dict[str, Operation] = {
+    "Invert": invert,
+    "Posterize": posterize,
+    "PosterizeIncreasing": posterize,
+    "PosterizeOriginal": posterize,
+    "Solarize": solarize,
+    "SolarizeIncreasing": solarize,
+}
+"""By timm's names."""
+
+
+def move(pixels_HWC: Pixels_HWC, matrix: Matrix, fill: tuple[int, ...]) -> Pixels_HWC:
+    """Each pixel from where the matrix says, by PIL's bicubic filter; `fill` where that is outside."""
+    weights_PP, outside_P1 = _weights(pixels_HWC.shape[:2], matrix)
+    colours_P3 = torch.from_numpy(pixels_HWC).view(-1, 3).float()
+    moved_P3 = (weights_PP @ colours_P3).addcmul_(outside_P1, torch.tensor(fill, dtype=torch.float32))
+    # PIL cuts fractions off; the small number keeps a sum of 254.9999 what it would be without rounding errors
+    return moved_P3.add_(1e-3).clamp_(0, 255).byte().view(pixels_HWC.shape).numpy()
+
+
+@lru_cache(maxsize=MAX_MOVES)
+def _weights(size: tuple[int, int], matrix: Matrix) -> tuple[Tensor, Tensor]:
+    """Sparse (P, P) of the 16 pixels that each one is made of, and (P, 1): 1 for those that come from outside."""
+    height, width = size
+    a, b, c, d, e, f = matrix
+    y_HW, x_HW = np.mgrid[:height, :width] + 0.5
+    from_x_P, from_y_P = ((a * x_HW + b * y_HW + c).ravel(), (d * x_HW + e * y_HW + f).ravel())
+    inside_P = (from_x_P >= 0) & (from_x_P < width) & (from_y_P >= 0) & (from_y_P < height)
+    columns_P4, across_P4 = _neighbours(from_x_P, width)
+    rows_P4, down_P4 = _neighbours(from_y_P, height)
+    taken_from_P44 = rows_P4[:, :, None] * width + columns_P4[:, None]
+    shares_P44 = (down_P4[:, :, None] * across_P4[:, None])[inside_P]
+    places = np.stack([np.repeat(np.flatnonzero(inside_P), 16), taken_from_P44[inside_P].ravel()])
+    return _sparse(places, shares_P44.ravel(), height * width), torch.from_numpy(~inside_P).float()[:, None]
+
+
+def _sparse(places: np.ndarray[Any, Any], values: np.ndarray[Any, Any], side: int) -> Tensor:
+    """(side, side) of values at (2, n) places; those at one place, as at an edge, are added."""
+    added = torch.sparse_coo_tensor(
+        torch.from_numpy(places), torch.from_numpy(values), (side, side), check_invariants=True
+    ).coalesce()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        by_rows = added.to_sparse_csr()
+        # 32 bits, which MKL multiplies by without converting them each time
+        return torch.sparse_csr_tensor(
+            by_rows.crow_indices().int(),
+            by_rows.col_indices().int(),
+            by_rows.values().float(),
+            (side, side),
+            check_invariants=True,
+        )
+
+
+def _neighbours(place_P: np.ndarray[Any, Any], length: int) -> tuple[np.ndarray[Any, Any], ...]:
+    """Of the two pixels before and the two after a place: their indices (P, 4), and weights (P, 4) by Keys' filter, a = -1."""
+    before_P = np.floor(place_P - 0.5)
+    t = place_P - 0.5 - before_P
+    weights = (-t * (1 - t) ** 2, 1 - 2 * t**2 + t**3, t * (1 + t - t**2), -(t**2) * (1 - t))
+    indices_P4 = before_P[:, None].astype(np.int64) + np.arange(-1, 3)
+    return np.clip(indices_P4, 0, length - 1), np.stack(weights, axis=1)
