@@ -51,7 +51,8 @@ def main(words: Sequence[str] | None = None) -> None:
     if flags.html is not None:
         from cn_clip.preprocess.inspection.page import render
 
-        write_atomically(flags.html, render(report, pictures.read).encode())
+        # a path may hold bytes that are no UTF-8
+        write_atomically(flags.html, render(report, pictures.read).encode("utf-8", "replace"))
     for output in (flags.json, flags.html):
         if output is not None:
             print(f"Written: {output.resolve()}")

@@ -11,6 +11,7 @@ from cn_clip.data.captions import preprocess_text
 NUM_SPECIALS = 2
 """[CLS] and [SEP]."""
 _SHOWN_CHARACTERS = 200
+_SHOWN_LETTERS = 40  # of an unknown word
 _DROPPED = {"Cc", "Cf", "Co", "Cs"}
 """Categories that the tokenizer drops, or that stand for nothing."""
 
@@ -61,7 +62,7 @@ class _KnownWords(dict[str, tuple[int, tuple[str, ...]]]):
         odd: tuple[str, ...] = ()
         if pieces == [UNKNOWN]:
             odd = tuple(c for c in word if c not in self._vocab and f"##{c}" not in self._vocab)
-            odd = odd or (word[:_SHOWN_CHARACTERS],)
+            odd = odd or (word[:_SHOWN_LETTERS],)
         result = self[word] = len(pieces), odd
         return result
 

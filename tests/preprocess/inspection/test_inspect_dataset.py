@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from cn_clip.data.captions import preprocess_text
 from cn_clip.data.store import SplitWriter
 from cn_clip.errors import ConfigError, DataError
 from cn_clip.preprocess import inspect_dataset
-from cn_clip.preprocess.inspection import table_source
+from cn_clip.preprocess.inspection import scan, table_source
 from cn_clip.preprocess.inspection.collect import Options, inspect_data
 from cn_clip.preprocess.inspection.report import CaptionGroup, SplitInspection
 
@@ -267,6 +269,16 @@ def test_the_command_prints_writes_and_fails_only_when_strict(
     assert strict.stderr.startswith("error: --strict")
     fine = write_lmdb("fine", {1: pictures[1]}, [(1, "一只猫", [1])])
     assert run(fine, "--strict", "--workers", 1).returncode == 0
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="the change must reach the workers")
+def test_a_worker_that_dies_is_told_with_what_it_read(
+    pictures: dict[int, bytes], write_lmdb: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_lmdb("train", pictures, CAPTIONS)
+    monkeypatch.setattr(scan, "look_at", lambda picture: os._exit(9))
+    with pytest.raises(DataError, match=r"train pictures .* fewer --workers"):
+        inspect(path, workers=2)
 
 
 def test_wrong_input_gets_one_sentence(

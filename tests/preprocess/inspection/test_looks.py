@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import random
 from collections.abc import Callable
 
 import pytest
@@ -61,6 +62,21 @@ def test_what_gives_no_pixels_has_a_fault(photo: Callable[..., bytes]) -> None:
     ):
         look = look_at(junk)
         assert look.fault and look.near is None
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_bytes_changed_at_random_never_stop_an_inspection(format: str, photo: Callable[..., bytes]) -> None:
+    rng = random.Random(format)
+    whole = photo(8, (90, 70), format)
+    num_faults = 0
+    for _ in range(150):
+        picture = bytearray(whole)
+        for _ in range(rng.choice([1, 3, 20])):
+            picture[rng.randrange(len(picture) if rng.random() < 0.5 else 40)] = rng.randrange(256)
+        look = look_at(bytes(picture[: rng.choice([len(picture), rng.randrange(len(picture))])]))
+        assert (look.fault is None) == (look.width > 0)
+        num_faults += look.fault is not None
+    assert num_faults > 10
 
 
 def test_damage_that_a_decoder_only_remarks_on_is_a_flaw(photo: Callable[..., bytes]) -> None:
