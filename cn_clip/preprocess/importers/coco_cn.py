@@ -61,13 +61,13 @@ def build(options: Options) -> Source:
     for split in splits:
         names = options.data_dir / NAMES[split]
         parts.append(Part(names.name, partial(_pictures, names, options.image_dir, split), (names,)))
-    chosen = frozenset(name for split in splits for name in read_names(options.data_dir / NAMES[split]))
+    chosen = frozenset(name for split in splits for _, name in read_names(options.data_dir / NAMES[split]))
     parts.append(Part(captions.name, partial(_captions, captions, chosen), (captions,)))
     return Source(parts=parts, splits=splits, own_ids=True)
 
 
 def _pictures(path: Path, image_dir: Path, split: str) -> Iterator[Item]:
-    for row, name in enumerate(read_names(path), start=1):
+    for row, name in read_names(path):
         where = f"{path} row {row}"
         key = _key(name)
         if key is None:

@@ -62,7 +62,7 @@ def _files(folder: Path) -> tuple[Path, Path]:
 
 
 def _pictures(path: Path, image_dir: Path, split: str) -> Iterator[Item]:
-    for row, number in enumerate(read_names(path), start=1):
+    for row, number in read_names(path):
         number = number.removesuffix(".jpg")
         name = f"{number}.jpg"
         yield Picture(number, FileContent(image_dir / name), f"{path} row {row}", name=name, split=split)

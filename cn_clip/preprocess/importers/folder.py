@@ -1,7 +1,7 @@
-"""A folder of picture files, with a table of captions (CSV, TSV, JSONL), text files beside the pictures, or folder names.
+"""A folder of picture files, with a table of captions (CSV, TSV, JSON), text files beside the pictures, or folder names.
 
 With --captions, each row of the table gives a picture file below the folder and a caption; a picture may have many rows. In
-JSONL both may be lists. Without it, --captions-from says what the caption is: `sidecar`, each line of the .txt file beside the
+JSON both may be lists. Without it, --captions-from says what the caption is: `sidecar`, each line of the .txt file beside the
 picture (a.jpg, a.txt); `folder`, the name of the folder that the picture lies in. Folders inside folders are read too.
 """
 
@@ -38,7 +38,7 @@ class Options(SplitChoice):
     image_dir: Path
     """folder that the picture files lie below"""
     captions: Path | None = None
-    """table of captions: .csv, .tsv or .jsonl"""
+    """table of captions: .csv, .tsv, .jsonl, or .json with an array of objects"""
     captions_from: Literal["sidecar", "folder"] = "sidecar"
     """what the captions are where there is no table: text files beside the pictures, or the names of their folders"""
     caption_template: str = "{}"

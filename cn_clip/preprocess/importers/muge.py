@@ -94,10 +94,10 @@ def _query(line: str, where: str, split: str) -> Item:
     except (ValueError, RecursionError) as error:
         return BadItem(where, f"not JSON ({error})")
     match fields:
-        case {"query_id": int(text_id), "query_text": str(text), "item_ids": list(items)}:
+        case {"query_id": int(text_id), "query_text": str(text), "item_ids": list(items)} if text.strip():
             if all(type(item) is int for item in items):
                 return Text(text, tuple(map(str, items)), where, text_id=text_id, split=split)
-        case {"query_id": int(text_id), "query_text": str(text)} if "item_ids" not in fields:
+        case {"query_id": int(text_id), "query_text": str(text)} if text.strip() and "item_ids" not in fields:
             return Text(text, (), where, text_id=text_id, split=split)
     return BadItem(
         where, 'it needs "query_id", "query_text" and, but for hidden answers, "item_ids", a list of numbers'

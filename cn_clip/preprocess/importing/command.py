@@ -67,8 +67,9 @@ def describe(report: Report, run_options: RunOptions) -> list[str]:
     ):
         if count:
             lines.append(f"{count} {what}")
+    if run_options.to == "lmdb":
+        return [*lines, f"Written to {output_dir}, the LMDB to {output_dir / 'lmdb'}"]
+    names = ",".join(split.name for split in report.splits)
     lines.append(f"Written to {output_dir}")
-    if run_options.to == "tsv":
-        names = ",".join(split.name for split in report.splits)
-        lines.append(f"Next: cn-clip build-lmdb --data_dir {output_dir} --splits {names}")
+    lines.append(f"Next: cn-clip build-lmdb --data_dir {output_dir} --splits {names}")
     return lines

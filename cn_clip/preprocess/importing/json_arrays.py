@@ -15,11 +15,17 @@ _MAX_VALUE_CHARS = 64 << 20
 """Of one object: a file that is broken must not be read into memory whole in search of its end."""
 
 
-def iterate_array(path: Path, name: str) -> Iterator[Any]:  # Any: whatever the JSON holds
-    """Each value of the array `name` of the object that the file holds. DataError when there is none, or no JSON."""
+def iterate_array(path: Path, name: str | None = None) -> Iterator[Any]:  # Any: whatever the JSON holds
+    """Each value of the array `name` of the object that the file holds, or of the array that the file is.
+
+    DataError when there is none, or no JSON.
+    """
     try:
         with path.open(encoding="utf-8-sig") as file:
             scanner = _Scanner(file, path)
+            if name is None:
+                yield from scanner.array()
+                return
             scanner.expect("{")
             while scanner.peek() != "}":
                 key = scanner.value()
@@ -40,6 +46,15 @@ def iterate_array(path: Path, name: str) -> Iterator[Any]:  # Any: whatever the 
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8; save it as UTF-8") from error
     raise DataError(f"{path}: it has no array {name!r}; give COCO's layout, with images and annotations")
+
+
+def is_array(path: Path) -> bool:
+    """Whether the first character of the file that is not white space begins an array."""
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            return _Scanner(file, path).peek() == "["
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
 class _Scanner:

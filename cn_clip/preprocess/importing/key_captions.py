@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cn_clip.errors import DataError
 from cn_clip.preprocess.importing.items import BadItem
 from cn_clip.preprocess.importing.text_lines import TextLines, UndecodableError
 
@@ -67,9 +68,12 @@ def _is_latin(character: str) -> bool:
     return character.isascii() and character.isalnum()
 
 
-def read_names(path: Path) -> Iterator[str]:
-    """Names of the pictures of a split, one per line."""
+def read_names(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, from 1, name) of each picture of a split, one per line. DataError when the file is no text."""
     lines = TextLines(path)
-    for line in lines:
-        if line.strip():
-            yield line.strip()
+    try:
+        for line in lines:
+            if line.strip():
+                yield lines.row, line.strip()
+    except UndecodableError as error:
+        raise DataError(f"{path} row {lines.row}: {error}") from error

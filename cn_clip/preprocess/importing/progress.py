@@ -74,7 +74,11 @@ class Progress:
     def __enter__(self) -> Progress:
         with self._told():
             self._file = sqlite3.connect(self._path, timeout=0, isolation_level=None)
+            # alone, so that the log of changes needs no shared memory, which network file systems do not have
             self._file.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self._file.execute("PRAGMA journal_mode = WAL")
+            # a power cut may take back the last checkpoints, each of them as a whole: the growing files are longer then
+            self._file.execute("PRAGMA synchronous = NORMAL")
             self._file.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             self._file.executescript(_TABLES)
             self._file.execute("BEGIN IMMEDIATE")

@@ -98,7 +98,7 @@ class RowWriter:
 
     def _add_text(self, text: Text) -> None:
         image_ids: dict[str, list[int]] = {} if text.split is None else {text.split: []}
-        for key in text.keys:
+        for key in dict.fromkeys(text.keys):
             found = self._progress.find(key)
             if found is None or found.state == KNOWN:
                 self._pass_over(text.where, f"there is no picture {key!r}")

@@ -25,7 +25,7 @@ from cn_clip.preprocess.importing.rows import RowWriter
 from cn_clip.preprocess.importing.run_options import RunOptions
 from cn_clip.preprocess.splits.in_order import num_cores
 
-_CHECKPOINT_ITEMS = 2_000
+_CHECKPOINT_ITEMS = 20_000
 _CHECKPOINT_SECONDS = 2.0
 _ROWS_BEFORE_A_SHARE = 10_000
 """A share of fewer rows says little; it is looked at in the end."""
@@ -87,6 +87,13 @@ def _check(options: RunOptions, source: Source) -> None:
         raise ConfigError(f"--workers is {options.workers}; give 0 or more")
     if not 0 <= options.max_bad_share <= 1:
         raise ConfigError(f"--max-bad-share is {options.max_bad_share:g}; give a share of the rows, 0 to 1")
+    for split in source.splits if options.to == "lmdb" else ():
+        stale = options.output_dir / outputs.images_file(split)
+        if stale.exists():
+            raise ConfigError(
+                f"{stale} is of another import, and would not fit the {outputs.texts_file(split)} of this one: "
+                "delete it, or import with --to tsv"
+            )
     if not source.parts:
         raise DataError("there is nothing to import: the source has no files")
 

@@ -1,4 +1,4 @@
-"""Rows of a table of captions, CSV, TSV or JSONL: which picture file, which caption, and on which line they stand."""
+"""Rows of a table of captions, CSV, TSV, JSONL or JSON: which picture file, which caption, and on which line they stand."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Literal
 
 from cn_clip.errors import DataError
 from cn_clip.preprocess.importing.items import BadItem
+from cn_clip.preprocess.importing.json_arrays import is_array, iterate_array
 from cn_clip.preprocess.importing.text_lines import Encoding, TextLines, UndecodableError
 
 IMAGE_COLUMNS = ("image", "image_id", "image_path", "file_name", "filename", "filepath", "path", "file")
@@ -30,7 +31,7 @@ class TableRow:
     caption: str
     """Without white space around it, never empty."""
     row: int
-    """Line of the table on which the row starts, from 1."""
+    """Line of the table on which the row starts, from 1; of a JSON array, the object."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,11 @@ def read_table(path: Path, shape: TableShape) -> list[TableRow]:
 
 def iterate_table(path: Path, shape: TableShape) -> Iterator[TableRow | BadItem]:
     """Each row in file order; DataError for what makes the whole table unreadable."""
-    if path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
+    suffix = path.suffix.lower()
+    if suffix == ".json" and is_array(path):
+        for number, fields in enumerate(iterate_array(path), start=1):
+            yield from _object_rows(fields, number, f"{path}, object {number}", shape)
+    elif suffix in (".jsonl", ".ndjson", ".json"):
         yield from _json_rows(path, shape)
     else:
         yield from _cell_rows(path, shape)
@@ -195,8 +200,12 @@ def _json_row(line: str, row: int, where: str, shape: TableShape) -> Iterator[Ta
     except (ValueError, RecursionError) as error:
         yield BadItem(where, f"not JSON ({error}); give one object per line")
         return
+    yield from _object_rows(fields, row, where, shape)
+
+
+def _object_rows(fields: object, row: int, where: str, shape: TableShape) -> Iterator[TableRow | BadItem]:
     if not isinstance(fields, dict):
-        yield BadItem(where, "not an object with named fields; give one object per line")
+        yield BadItem(where, "not an object with named fields")
         return
     values = []
     for name, usual, flag in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -55,7 +56,7 @@ def _byte_lines(path: Path, encoding: Encoding) -> Iterator[bytes]:
 
 def _from_utf16(file: BinaryIO, path: Path) -> Iterator[bytes]:
     try:
-        for line in codecs.getreader("utf-16")(file):
+        for line in io.TextIOWrapper(file, encoding="utf-16", newline="\n"):
             yield line.encode("utf-8", "surrogatepass")
     except UnicodeError as error:
         raise DataError(f"{path}: not UTF-16 ({error}); give another --encoding") from error

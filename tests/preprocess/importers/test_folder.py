@@ -84,6 +84,24 @@ def test_jsonl_of_lists(pictures: Path, tmp_path: Path, run_import: RunImport) -
     assert out.by_name() == expected(pictures, rows)
 
 
+def test_a_json_array(pictures: Path, tmp_path: Path, run_import: RunImport) -> None:
+    rows = [{"image": name, "caption": [text]} for name, text in ROWS]
+    (tmp_path / "c.json").write_text(f" \n{json.dumps(rows, indent=2)}", encoding="utf-8")
+    words = ("folder", "--image-dir", pictures, "--captions", tmp_path / "c.json")
+    assert run_import(*words).by_name() == expected(pictures)
+    (tmp_path / "c.json").write_text('[{"image": "0.jpg", "caption": "a"}, {"image": 3, "caption": "a"}]')
+    with pytest.raises(DataError, match=r"c\.json, object 2, field image: it holds no text"):
+        run_import(*words)
+
+
+def test_a_line_separator_inside_a_caption(pictures: Path, tmp_path: Path, run_import: RunImport) -> None:
+    text = "甲\u2028乙\x0b丙"
+    for encoding in ("utf-8", "utf-16"):
+        table = write_csv(tmp_path / "c.csv", [("0.jpg", text)], encoding=encoding)
+        out = run_import("folder", "--image-dir", pictures, "--captions", table, "--encoding", encoding)
+        assert out.by_name() == expected(pictures, [("0.jpg", text)])
+
+
 def test_text_files_beside_the_pictures(pictures: Path, run_import: RunImport) -> None:
     for path in [*pictures.rglob("*.jpg"), *pictures.rglob("*.png"), *pictures.rglob("*.webp")]:
         path.with_suffix(".txt").write_text(f"{path.stem}\n\n 又 {path.stem} \n", encoding="utf-8")

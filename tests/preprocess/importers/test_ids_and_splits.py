@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from PIL import Image
 from cn_clip.errors import ConfigError, DataError
 from cn_clip.preprocess.importing import run as run_module
 from cn_clip.preprocess.importing.pictures import shrink
+from cn_clip.preprocess.importing.progress import Progress
 from cn_clip.preprocess.importing.split_choice import SplitChoice
 
 RunImport = Callable[..., Any]
@@ -152,6 +152,12 @@ def test_straight_to_lmdb(many: Path, run_import: RunImport) -> None:
         out.check_built(split, images[split])
 
 
+def test_a_tsv_that_would_no_longer_fit(many: Path, run_import: RunImport) -> None:
+    run_import("folder", "--image-dir", many)
+    with pytest.raises(ConfigError, match=r"train_imgs\.tsv is of another import"):
+        run_import("folder", "--image-dir", many, "--to", "lmdb")
+
+
 def photo(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
     return Image.radial_gradient("L").resize(size).convert(mode)
 
@@ -234,12 +240,11 @@ def test_work_of_other_settings_is_not_thrown_away_unasked(
 def test_two_imports_into_one_folder(many: Path, tmp_path: Path, run_import: RunImport) -> None:
     work = tmp_path / "out" / ".importing"
     work.mkdir(parents=True)
-    other = sqlite3.connect(work / "progress.sqlite", isolation_level=None)
-    other.execute("BEGIN EXCLUSIVE")
-    with pytest.raises(DataError, match="another import writes into"):
-        run_import("folder", "--image-dir", many)
-    assert (work / "progress.sqlite").exists()
-    other.close()
+    with Progress(work / "progress.sqlite") as other:
+        other.start("another")
+        with pytest.raises(DataError, match="another import writes into"):
+            run_import("folder", "--image-dir", many)
+        assert (work / "progress.sqlite").exists()
     assert len(run_import("folder", "--image-dir", many).images()) == 60
 
 

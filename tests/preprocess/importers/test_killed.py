@@ -151,18 +151,17 @@ def test_an_older_import_is_whole_until_the_new_one_is(tmp_path: Path, encode_pi
     assert done.returncode != 0 and visible(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize("door", ["cn_clip/preprocess/import_dataset.py", "data_tools/import_dataset.py"])
 def test_the_command_by_its_names(
-    tmp_path: Path, encode_picture: Encode, run_ours: Callable[..., object]
+    tmp_path: Path, encode_picture: Encode, run_ours: Callable[..., object], door: str
 ) -> None:
     words = (*write_csv(tmp_path, encode_picture, 12), "--output-dir", tmp_path / "out")
-    done = run_ours("cn_clip/preprocess/import_dataset.py", *words)
+    done = run_ours(door, *words)
     assert done.returncode == 0 and done.stderr == "", done.stderr  # the bar is for terminals
     assert done.stdout.splitlines()[-1].startswith("Next: cn-clip build-lmdb --data_dir ")
     assert "rows were passed over" in done.stdout
     assert len(list(map(json.loads, (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()))) == 2
-    again = run_ours(
-        "cn_clip/preprocess/import_dataset.py", "folder", "--image-dir", "nowhere", "--output-dir", tmp_path
-    )
+    again = run_ours(door, "folder", "--image-dir", "nowhere", "--output-dir", tmp_path)
     assert again.returncode == 2 and again.stderr.startswith("error: --image-dir nowhere is not a folder")
 
 

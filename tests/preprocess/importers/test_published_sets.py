@@ -73,6 +73,7 @@ def test_splits_of_muge(muge: Path, run_import: RunImport) -> None:
         ("MR_train_imgs.tsv", "a.jpg\t/9j/", r"row 4: .*"),
         ("MR_train_imgs.tsv", "17\t%%%%", r"row 4: not base64"),
         ("MR_train_imgs.tsv", "17\tYWJj", r"row 4: not a picture of a known format"),
+        ("MR_train_queries.jsonl", '{"query_id": 1, "query_text": " ", "item_ids": []}', "row 3: it needs"),
         ("MR_train_queries.jsonl", "{", r"MR_train_queries\.jsonl row 3: not JSON"),
         ("MR_train_queries.jsonl", '{"query_id": 1, "item_ids": []}', 'row 3: it needs "query_id"'),
         (
@@ -143,6 +144,13 @@ def test_a_caption_of_flickr_that_is_none(flickr: Path, run_import: RunImport) -
     name = "flickr30kzhbbosonval"
     write_lines(flickr / "cn" / name / "TextData" / f"seg.{name}.caption.txt", "36979#zhb#0 狗", "36979 狗")
     with pytest.raises(DataError, match=r"caption\.txt row 2: not of the form PICTURE#NUMBER CAPTION"):
+        run_import("flickr30k-cn", "--data-dir", flickr / "cn", "--image-dir", flickr / "flickr30k-images")
+
+
+def test_a_list_of_pictures_that_is_no_text(flickr: Path, run_import: RunImport) -> None:
+    name = "flickr30kzhbbosonval"
+    (flickr / "cn" / name / "ImageSets" / f"{name}.txt").write_bytes(b"36979\n\xff\xfe\n")
+    with pytest.raises(DataError, match=r"flickr30kzhbbosonval\.txt row 2: not UTF-8"):
         run_import("flickr30k-cn", "--data-dir", flickr / "cn", "--image-dir", flickr / "flickr30k-images")
 
 
