@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cn_clip.data.captions import Caption, caption_key, preprocess_text, read_captions
+from cn_clip.data.bad_rows import BadRow
+from cn_clip.data.captions import Caption, caption_key, preprocess_text, read_caption_rows, read_captions
 from cn_clip.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,13 +110,33 @@ _JSON = st.recursive(
 )
 
 
-@given(st.binary(max_size=80) | _JSON.map(lambda value: json.dumps(value).encode()))
-def test_any_row_is_a_caption_or_a_data_error(tmp_path_factory: pytest.TempPathFactory, line: bytes) -> None:
-    try:
-        rows = read(tmp_path_factory.getbasetemp(), line)
-    except DataError:
-        return
-    assert all(type(caption.text_id) is int and type(caption.text) is str for caption in rows)
+_GOOD_TEXT = GOOD.decode()
+_SPOILT = st.builds(
+    lambda place, piece, length: _GOOD_TEXT[:place] + piece + _GOOD_TEXT[place + length :],
+    st.integers(0, len(_GOOD_TEXT)),
+    st.text(max_size=4) | st.sampled_from(["007", "1e999", "\\ud800", "NaN", "[[", "9" * 30]),
+    st.integers(0, 6),
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None)
+@given(
+    st.binary(max_size=80)
+    | _JSON.map(lambda value: json.dumps(value).encode())
+    | _SPOILT.map(lambda text: text.encode("utf-8", "surrogatepass"))
+)
+def test_any_row_is_a_caption_or_a_bad_row(tmp_path_factory: pytest.TempPathFactory, line: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzzed_texts.jsonl"
+    path.write_bytes(line)
+    rows = list(read_caption_rows(path))
+    assert len(rows) <= line.count(b"\n") + 1
+    for row in rows:
+        if isinstance(row, BadRow):
+            assert str(row).startswith(f"{path} row ") and "\n" not in str(row)
+        else:
+            assert type(row.text_id) is int and type(row.text) is str
+            assert all(type(image_id) is int for image_id in row.image_ids)
 
 
 def test_keys_of_captions_agree_between_processes_and_fit_int64() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -46,6 +47,47 @@ def write_split(tmp_path: Path) -> WriteSplit:
         return tmp_path
 
     return write
+
+
+@pytest.fixture
+def write_many(write_split: WriteSplit) -> WriteSplit:
+    """Writes a split of pictures of 100 kB each (BMP of noise), with some captions for each."""
+
+    def write(num_pictures: int, shade: int = 1, captions_each: int = 1) -> Path:
+        picture = b"BM" + (54 + 3 * 180 * 180).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little")
+        picture += (40).to_bytes(4, "little") + (180).to_bytes(4, "little") * 2 + b"\1\0\x18\0" + bytes(24)
+        rng = random.Random(shade)
+        pictures = {number: picture + rng.randbytes(3 * 180 * 180) for number in range(num_pictures)}
+        captions = [
+            (number, f"第{number}", [number % num_pictures]) for number in range(num_pictures * captions_each)
+        ]
+        return write_split("train", pictures, captions)
+
+    return write
+
+
+@pytest.fixture
+def pictures_of_every_mode() -> dict[str, bytes]:
+    """A picture for each mode of PIL that a file can have."""
+    formats = {
+        "1": "PNG",
+        "CMYK": "JPEG",
+        "F": "TIFF",
+        "I": "TIFF",
+        "I;16": "PNG",
+        "I;16B": "TIFF",
+        "L": "JPEG",
+    }
+    formats |= {"LA": "PNG", "LAB": "TIFF", "P": "GIF", "PA": "TIFF", "RGB": "JPEG", "RGBA": "WEBP"}
+    formats |= {"YCbCr": "TIFF"}
+    # these are only made in memory; I;16L has a format that PIL gives up
+    assert set(Image.MODES) - set(formats) <= {"HSV", "I;16L", "I;16N", "La", "RGBX", "RGBa"}
+    pictures = {}
+    for mode, format in formats.items():
+        file = BytesIO()
+        Image.new(mode, (12, 8)).save(file, format)
+        pictures[mode] = file.getvalue()
+    return pictures
 
 
 def tsv_row(item: tuple[int, bytes]) -> bytes:

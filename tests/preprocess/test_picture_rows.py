@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import base64
+import operator
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from cn_clip.data.bad_rows import BadRow
 from cn_clip.errors import DataError
-from cn_clip.preprocess.splits.picture_rows import PictureRow, read_pictures
+from cn_clip.preprocess.splits.line_blocks import LineBlock
+from cn_clip.preprocess.splits.picture_rows import PictureRow, check_block, read_pictures
+
+
+def encode(colour: tuple[int, int, int], format: str) -> bytes:
+    file = BytesIO()
+    Image.new("RGB", (12, 8), colour).save(file, format)
+    return file.getvalue()
 
 
 def read(folder: Path, content: bytes) -> list[PictureRow]:
@@ -63,6 +73,7 @@ def test_bom_windows_line_ends_and_blank_lines(tmp_path: Path, good: bytes) -> N
         (b"9223372036854775808\tabc\n", r"64 bits"),
         (b"\xff\xfe\tabc\n", r"row 2, column 1"),
         (b"7\tabc\n", r"row 2, column 2 .the picture of id 7.: not base64"),
+        (b"7\tab\0bc\n", r"row 2, column 2 .* not base64"),
         (b"7\ta!bc\n", r"row 2, column 2 .* not base64"),
         (b"7\tYWJj\n", r"row 2, column 2 .* not a picture of a known format"),
         (b"8\t====\n", r"row 2, column 2 .the picture of id 8.: not base64"),
@@ -94,22 +105,58 @@ def test_a_row_without_end_is_not_read_whole(tmp_path: Path, monkeypatch: pytest
         read(tmp_path, b"7\t" + b"A" * 5000)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    content=st.binary(max_size=100)
-    | st.builds(
-        lambda key, picture, end: key + b"\t" + base64.b64encode(picture) + end,
-        st.integers().map(lambda number: b"%d" % number) | st.binary(max_size=5),
-        st.sampled_from(
-            [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"RIFF", b"BM", b"II*\0", b"%!PS"]
-        ).flatmap(lambda magic: st.binary(max_size=60).map(lambda rest: magic + rest)),
-        st.sampled_from([b"\n", b"\r\n", b""]),
-    )
+def test_rows_keep_their_numbers_over_blocks(
+    tmp_path: Path, good: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cn_clip.preprocess.splits.line_blocks._BLOCK_BYTES", 300)
+    path = tmp_path / "train_imgs.tsv"
+    path.write_bytes(b"\xef\xbb\xbf" + b"\n".join([good, b"", good, b"\r", b"bad", good] * 20))
+    blocks = list(read_pictures(path, decode=True, num_threads=3))
+    assert len(blocks) > 10
+    assert sum(block.num_lines for block in blocks) == 120
+    assert sum(block.num_bytes for block in blocks) == path.stat().st_size
+    rows = [row for block in blocks for row in block.rows]
+    assert [row.row for row in rows if isinstance(row, PictureRow)] == [
+        6 * turn + row for turn in range(20) for row in (1, 3, 6)
+    ]
+    assert [row.row for row in rows if isinstance(row, BadRow)] == [6 * turn + 5 for turn in range(20)]
+
+
+_MAGIC = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"RIFF", b"BM", b"II*\0", b"%!PS"]
+_PICTURES = [encode((1, 2, 3), format) for format in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")]
+
+
+@st.composite
+def spoilt_pictures(draw: st.DrawFn) -> bytes:
+    """A picture with some bytes changed, and maybe cut."""
+    picture = bytearray(draw(st.sampled_from(_PICTURES)))
+    for place, value in draw(st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=6)):
+        picture[place % len(picture)] = value
+    return bytes(picture[: draw(st.integers(0, len(picture)) | st.just(len(picture)))])
+
+
+_ROWS = st.binary(max_size=100) | st.builds(
+    lambda key, picture, end: key + b"\t" + base64.b64encode(picture) + end,
+    st.integers().map(lambda number: b"%d" % number) | st.binary(max_size=5),
+    st.builds(operator.add, st.sampled_from(_MAGIC), st.binary(max_size=60)) | spoilt_pictures(),
+    st.sampled_from([b"\n", b"\r\n", b"", b"==\n", b"\t\n"]),
 )
-def test_any_bytes_are_rows_or_a_data_error(tmp_path: Path, content: bytes) -> None:
-    try:
-        rows = read(tmp_path, content)
-    except DataError:
-        return
-    assert all(type(row.image_id) is int and row.picture for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # PIL remarks on odd metadata
+@settings(max_examples=10_000, deadline=None)
+@given(content=_ROWS, decode=st.booleans())
+def test_any_bytes_are_rows_or_bad_rows(content: bytes, decode: bool) -> None:
+    line_ends = [place for place, byte in enumerate(content) if byte == 10]
+    if not content.endswith(b"\n"):
+        line_ends.append(len(content))
+    path = Path("train_imgs.tsv")
+    checked = check_block(LineBlock(path, content, 1, line_ends, len(content)), decode=decode)
+    assert len(checked.rows) == sum(bool(line.strip()) for line in content.split(b"\n"))
+    for row in checked.rows:
+        if isinstance(row, BadRow):
+            assert str(row).startswith("train_imgs.tsv row ") and "\n" not in str(row)
+        else:
+            assert type(row.image_id) is int and abs(row.image_id) < 2**63
+            assert row.picture and min(row.size) > 0

@@ -1,0 +1,30 @@
+"""Sizes as people write them."""
+
+from __future__ import annotations
+
+import pytest
+
+from cn_clip.errors import ConfigError
+from cn_clip.preprocess.splits.byte_size import read_byte_size
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [
+        ("10GB", 10 * 10**9),
+        ("500mb", 500 * 10**6),
+        ("1.5 GiB", 3 << 29),
+        ("2G", 2 * 10**9),
+        ("4096", 4096),
+        ("7 B", 7),
+        ("1TiB", 1 << 40),
+    ],
+)
+def test_sizes(text: str, num_bytes: int) -> None:
+    assert read_byte_size(text, "--size") == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "10XB", "1e9", "10 G B", "nan"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ConfigError, match="--size .* is not a size"):
+        read_byte_size(text, "--size")
