@@ -82,6 +82,7 @@ setup(
             "clip/model_configs/*.json",
             "eval/**/*.html",
             "eval/**/*.jinja",
+            "preprocess/**/*.jinja",
             "eval/**/*.j2",
             "eval/**/*.css",
             "eval/**/*.json",

@@ -19,7 +19,8 @@ _PICTURES = 64
 
 
 class LmdbSource:
-    unit = " pictures"
+    caption_unit = " captions"
+    picture_unit = " pictures"
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,11 +52,11 @@ class LmdbSource:
         for number in stretch.chosen.tolist():
             try:
                 pair = self._split.pairs.read(number)
+                tokens = None if self._tokens is None else self._tokens.read(number)
             except DataError as error:
                 yield Unusable(number, str(error))
                 continue
             text = (pair.text_id, pair.caption)
-            tokens = None if self._tokens is None else self._tokens.read(number)
             yield RawCaption(number, *text, (pair.image_id,), text == before, tokens)
             before = text
 

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
-from typing import NoReturn, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from cn_clip.data.captions import caption_key
-from cn_clip.errors import DataError
 from cn_clip.preprocess.inspection.caption_look import CaptionEye
 from cn_clip.preprocess.inspection.picture_look import look_at
 from cn_clip.preprocess.inspection.sources import RawCaption, RawPicture, Source, Stretch, Unusable
@@ -35,9 +25,7 @@ from cn_clip.preprocess.inspection.tables import (
     CaptionRows,
     PictureRows,
 )
-
-_AHEAD = 4  # stretches per worker that may wait to be taken in
-Rows = TypeVar("Rows")
+from cn_clip.preprocess.inspection.worker_pool import open_pool
 
 
 @dataclass(frozen=True)
@@ -63,9 +51,14 @@ def scan(source: Source, *, workers: int, sample: int | None, seed: int) -> Scan
     draw = np.random.default_rng(seed)
     num_pairs = source.num_pairs_by_number()
     chosen = None if sample is None or num_pairs is None else _draw(num_pairs, sample, draw)
-    with _pool(source, workers) as run:
+    with open_pool(workers, _begin, source) as run:
         captions = join_captions(
-            run(_look_at_captions, source.caption_stretches(chosen), f"{source.name} captions", " captions")
+            run(
+                _look_at_captions,
+                source.caption_stretches(chosen),
+                f"{source.name} captions",
+                source.caption_unit,
+            )
         )
         ids = captions.table["image_id"][captions.table["state"] & IS_PAIR > 0]
         if sample is not None and num_pairs is None:
@@ -73,7 +66,9 @@ def scan(source: Source, *, workers: int, sample: int | None, seed: int) -> Scan
             ids = ids if chosen is None else ids[chosen]
         wanted = np.unique(ids)
         stretches = source.picture_stretches(None if chosen is None else wanted)
-        pictures = join_pictures(run(_look_at_pictures, stretches, f"{source.name} pictures", source.unit))
+        pictures = join_pictures(
+            run(_look_at_pictures, stretches, f"{source.name} pictures", source.picture_unit)
+        )
     num_sampled = None if chosen is None else len(chosen)
     return Scan(source, captions, pictures, wanted, num_sampled, time.monotonic() - started)
 
@@ -81,70 +76,6 @@ def scan(source: Source, *, workers: int, sample: int | None, seed: int) -> Scan
 def _draw(total: int, count: int, generator: np.random.Generator) -> NDArray[np.int64] | None:
     """`count` sorted numbers below `total`, or None when that is all of them."""
     return None if count >= total else np.sort(generator.choice(total, count, replace=False))
-
-
-class _Run(Protocol):
-    """Calls a function on each stretch in the workers; results come in the order of the stretches."""
-
-    def __call__(
-        self, look: Callable[[Stretch], Rows], stretches: Sequence[Stretch], title: str, unit: str
-    ) -> Iterator[Rows]: ...
-
-
-@contextmanager
-def _pool(source: Source, workers: int) -> Iterator[_Run]:
-    if workers < 2:
-        _begin(source)
-        yield _run_here
-        return
-    with ProcessPoolExecutor(workers, initializer=_begin_worker, initargs=(source,)) as executor:
-        try:
-            yield partial(_run_in_pool, executor, workers)
-        finally:
-            executor.shutdown(cancel_futures=True)
-
-
-def _bar(stretches: Sequence[Stretch], title: str, unit: str) -> tqdm[NoReturn]:
-    total = sum(stretch.weight for stretch in stretches)
-    # disable=None: only on a terminal
-    return tqdm(total=total, desc=title, unit=unit, unit_scale=True, disable=None)
-
-
-def _run_here(
-    look: Callable[[Stretch], Rows], stretches: Sequence[Stretch], title: str, unit: str
-) -> Iterator[Rows]:
-    with _bar(stretches, title, unit) as bar:
-        for stretch in stretches:
-            yield look(stretch)
-            bar.update(stretch.weight)
-
-
-def _run_in_pool(
-    executor: ProcessPoolExecutor,
-    workers: int,
-    look: Callable[[Stretch], Rows],
-    stretches: Sequence[Stretch],
-    title: str,
-    unit: str,
-) -> Iterator[Rows]:
-    waiting: deque[tuple[Stretch, Future[Rows]]] = deque()
-    ahead = iter(stretches)
-    with _bar(stretches, title, unit) as bar:
-        try:
-            # a few at a time, so that results never pile up
-            for stretch in islice(ahead, _AHEAD * workers):
-                waiting.append((stretch, executor.submit(look, stretch)))
-            while waiting:
-                done, future = waiting.popleft()
-                yield future.result()
-                bar.update(done.weight)
-                for stretch in islice(ahead, 1):
-                    waiting.append((stretch, executor.submit(look, stretch)))
-        except BrokenProcessPool as error:
-            raise DataError(
-                f"a worker process ended while it read the {title} (out of memory, or killed): "
-                "run again with fewer --workers"
-            ) from error
 
 
 _source: Source
@@ -155,12 +86,6 @@ _eye: CaptionEye
 def _begin(source: Source) -> None:
     global _source, _eye
     _source, _eye = source, CaptionEye()
-
-
-def _begin_worker(source: Source) -> None:
-    # Ctrl-C is the parent's to answer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _begin(source)
 
 
 def _look_at_captions(stretch: Stretch) -> CaptionRows:
@@ -198,7 +123,8 @@ def join_captions(parts: Iterable[CaptionRows]) -> CaptionRows:
         whole.bad.extend(part.bad)
         whole.unknown.update(part.unknown)
         whole.invisible.update(part.invisible)
-        whole.examples = part.examples | whole.examples
+        for character, place in part.examples.items():
+            whole.examples.setdefault(character, place)
         whole.has_tokens |= part.has_tokens
     whole.table = np.concatenate(tables)
     return whole

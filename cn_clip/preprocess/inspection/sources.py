@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cn_clip.errors import DataError
 
+_USUAL = ("train", "valid", "test")
 PICTURES_SUFFIX, CAPTIONS_SUFFIX = "_imgs.tsv", "_texts.jsonl"
 
 
@@ -67,8 +68,9 @@ class Source(Protocol):
     path: Path
     """LMDB folder, or the TSV up to its `_imgs.tsv`: no two splits have the same."""
     kind: str
-    unit: str
-    """What the weights of picture stretches count, for the bar."""
+    caption_unit: str
+    """What the weights of stretches count, for the bars."""
+    picture_unit: str
 
     def caption_stretches(self, chosen: NDArray[np.int64] | None) -> Sequence[Stretch]:
         """All captions, or the pairs with these numbers where a source has them by number."""
@@ -112,14 +114,19 @@ def find_sources(data: Path, split: str | None) -> list[Source]:
         return [TableSource(data)]
     if not data.is_dir():
         raise DataError(f"{data} does not exist{_there(data.parent)}")
-    tables = sorted({path.name.removesuffix(PICTURES_SUFFIX) for path in data.glob(f"*{PICTURES_SUFFIX}")})
+    tables = [path.name.removesuffix(PICTURES_SUFFIX) for path in data.glob(f"*{PICTURES_SUFFIX}")]
     if tables:
-        return [TableSource(data / name) for name in tables]
+        return [TableSource(data / name) for name in sorted(tables, key=_rank)]
     stores = _stores_in(data)
     if stores:
-        return [LmdbSource(store) for store in stores]
+        return [LmdbSource(store) for store in sorted(stores, key=lambda store: _rank(store.name))]
     # its sentence says what is missing
     return [LmdbSource(data)]
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """In the order of a project: training, validation, test, then the rest by name."""
+    return (_USUAL.index(name) if name in _USUAL else len(_USUAL)), name
 
 
 def _names_table(path: Path) -> bool:
@@ -129,11 +136,11 @@ def _names_table(path: Path) -> bool:
 def _stores_in(folder: Path) -> list[Path]:
     if any((folder / name / "data.mdb").exists() for name in ("pairs", "imgs")):
         return []
-    return sorted(
+    return [
         child
         for child in folder.iterdir()
         if not child.name.startswith(".") and ((child / "pairs").is_dir() or (child / "imgs").is_dir())
-    )
+    ]
 
 
 def _there(folder: Path) -> str:

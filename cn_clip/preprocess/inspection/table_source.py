@@ -33,7 +33,7 @@ _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 class TableSource:
     kind = "TSV and JSONL"
-    unit = "B"
+    caption_unit = picture_unit = "B"
 
     def __init__(self, stem: Path) -> None:
         self.name = stem.name

@@ -120,3 +120,20 @@ def test_a_histogram_draws_every_bar_and_the_marks_it_holds() -> None:
     assert ">2</text>" in svg and ">99</text>" not in svg
     one = draw_histogram(Histogram(edges=(90.0, 110.0), counts=(5,)), "px", is_log=True)
     assert "<svg" in one
+
+
+@pytest.mark.parametrize("kind", ["lmdb", "tables"])
+def test_pictures_are_found_again_whatever_their_order(
+    kind: str, photo: Callable[..., bytes], write_lmdb: Callable[..., Path], write_tables: Callable[..., Path]
+) -> None:
+    pictures = {image_id: photo(image_id, (90, 80)) for image_id in (5, 100, 12, 9, -3, 20)}
+    captions = [(image_id, f"{image_id}", [image_id]) for image_id in pictures]
+    data = (
+        write_lmdb("train", pictures, captions)
+        if kind == "lmdb"
+        else write_tables("train", pictures, captions)
+    )
+    report, reader = inspect_data(data, Options())
+    path = report.splits[0].path
+    assert {image_id: reader.read(path, image_id) for image_id in pictures} == pictures
+    assert reader.read(path, 6) is None
