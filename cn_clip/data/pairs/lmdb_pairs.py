@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cn_clip.data.pairs import PairColumns, PairSource, RawPair
+from cn_clip.data.permutations import mixed
 from cn_clip.data.store import open_split
 from cn_clip.parallel.rng import stable_seed
 
@@ -84,16 +85,9 @@ class OneCaptionPerPicture(PairSource):
 
     def _drawn(self, pictures: NDArray[np.int64], epoch: int, seed: int) -> NDArray[np.int64]:
         """Pair that stands for each of these pictures in this epoch."""
-        choices = _mixed(pictures.astype(np.uint64) + np.uint64(stable_seed(seed, epoch)))
+        choices = mixed(pictures.astype(np.uint64) + np.uint64(stable_seed(seed, epoch)))
         counts = self._counts[pictures].astype(np.uint64)
         drawn: NDArray[np.int64] = self._by_picture[
             self._starts[pictures] + (choices % counts).astype(np.int64)
         ]
         return drawn
-
-
-def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Well-spread numbers, one for each (the finalizer of SplitMix64, Steele, Lea and Flood 2014)."""
-    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return numbers ^ (numbers >> np.uint64(31))

@@ -14,6 +14,9 @@ BLOCK = 512
 SKIPPED_AT_ONCE = 1 << 20
 MAX_EXTENSION_BYTES = 1 << 20
 """Of a name or pax header before a member; more is no name."""
+MAX_MEMBER_BYTES = 1 << 50
+MAX_BODY_BYTES = 1 << 30
+"""That are read at once: no picture and no caption is larger."""
 FILES = (b"0", b"\0", b"7")
 WITHOUT_BODY = (b"1", b"2", b"3", b"4", b"5", b"6")
 """Links, devices, folders, pipes: whatever their header says of a size."""
@@ -70,13 +73,16 @@ class TarWalk:
 
     def body(self) -> bytes:
         """Of the latest member."""
+        if self._body_size > MAX_BODY_BYTES:
+            raise BrokenTarError(
+                f"has a member of {self._body_size} bytes at byte {self.member_start}, which is no sample"
+            )
         self._go_to(self._body_at)
         return self._read(self._body_size)
 
     def _header(self) -> bytes | None:
         self._go_to(self._next)
-        header = self._file.read(BLOCK)
-        self._at += len(header)
+        header = self._read_up_to(BLOCK)
         if len(header) < BLOCK:
             raise BrokenTarError("is cut: the end mark of a tar is missing" if self._at else "is empty")
         if not any(header):
@@ -87,6 +93,8 @@ class TarWalk:
 
     def _enter_body(self, size: int) -> None:
         """The header at `_next` has a body of this size behind it."""
+        if size > MAX_MEMBER_BYTES:
+            raise BrokenTarError(f"has a member of {size} bytes at byte {self._next}, so it is damaged")
         self._body_at, self._body_size = self._at, size
         self._next = self._body_at + -(-size // BLOCK) * BLOCK
 
@@ -103,29 +111,40 @@ class TarWalk:
             self._read(min(position - self._at, SKIPPED_AT_ONCE))
 
     def _read(self, size: int) -> bytes:
-        content = self._file.read(size)
-        self._at += len(content)
+        content = self._read_up_to(size)
         if len(content) < size:
             raise BrokenTarError("is cut: it ends inside a member")
+        return content
+
+    def _read_up_to(self, size: int) -> bytes:
+        """So many bytes, fewer at the end of the file only: a stream may hand over what has just come in."""
+        content = self._file.read(size)
+        while 0 < len(content) < size:
+            more = self._file.read(size - len(content))
+            if not more:
+                break
+            content += more
+        self._at += len(content)
         return content
 
 
 def _is_header(header: bytes) -> bool:
     """Whether the sum that a header holds is that of its bytes, its own place taken for spaces."""
-    try:
-        return int(header[148:156].strip(b" \0"), 8) == sum(header) - sum(header[148:156]) + 8 * ord(" ")
-    except ValueError:
-        return False
+    return _octal(header[148:156]) == sum(header) - sum(header[148:156]) + 8 * ord(" ")
 
 
 def _number(digits: bytes) -> int:
     """A number of a header: octal digits, or GNU's base 256 for large ones."""
-    if digits[0] == 0x80:
-        return int.from_bytes(digits[1:], "big")
-    try:
-        return int(digits.strip(b" \0") or b"0", 8)
-    except ValueError:
-        raise BrokenTarError(f"has {digits!r} for a number in a header, so it is damaged") from None
+    number = int.from_bytes(digits[1:], "big") if digits[0] == 0x80 else _octal(digits)
+    if number is None:
+        raise BrokenTarError(f"has {digits!r} for a number in a header, so it is damaged")
+    return number
+
+
+def _octal(digits: bytes) -> int | None:
+    digits = digits.strip(b" \0")
+    # Python's `int` would take signs and underscores too
+    return int(digits or b"0", 8) if not digits.strip(b"01234567") else None
 
 
 def _name(header: bytes) -> bytes:
@@ -139,7 +158,12 @@ def _pax_records(records: bytes) -> dict[bytes, bytes]:
     found = {}
     while records.strip(b"\0"):
         length, space, _ = records.partition(b" ")
-        if not space or not length.isdigit() or not len(length) + 1 < int(length) <= len(records):
+        if (
+            not space
+            or not length.isdigit()
+            or len(length) > 9
+            or not len(length) + 1 < int(length) <= len(records)
+        ):
             raise BrokenTarError("has a pax header that cannot be read, so it is damaged")
         key, _, value = records[len(length) + 1 : int(length) - 1].partition(b"=")
         found[key] = value
@@ -148,7 +172,7 @@ def _pax_records(records: bytes) -> dict[bytes, bytes]:
 
 
 def _pax_size(digits: bytes) -> int:
-    if not digits.isdigit():
+    if not digits.isdigit() or len(digits) > 20:
         raise BrokenTarError("has a pax header without a size, so it is damaged")
     return int(digits)
 

@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from cn_clip.data.batches import Collate
+from cn_clip.data.loader import PairLoader, Workers
+from cn_clip.data.pair_dataset import ReadPair, StreamBatches
 from cn_clip.data.pairs import BadPair
+from cn_clip.data.sampler import EpochOrder
 from cn_clip.data.tars import samples as tar_samples
 from cn_clip.errors import ConfigError
 from tests.data.pairs.conftest import numbers, open_tars, walk, write_shards
@@ -86,6 +90,25 @@ def test_shards_of_a_web_server_are_as_local_ones(server: Server, ranges: bool) 
     local = numbers(walk(open_tars(server.folder, shuffle=4), 12))
     for first in (0, 4, 9):
         assert numbers(walk(stream, 12 - first, first=first)) == local[first:]
+
+
+def test_loader_processes_read_them_alike(server: Server, read_pair: ReadPair, collate: Collate) -> None:
+    def pair_ids(*urls: object) -> list[list[int]]:
+        made = StreamBatches(
+            stream=open_tars(*urls, shuffle=2),
+            read=read_pair,
+            collate=collate,
+            order=EpochOrder.over(6, micro_global=2, accumulate=1, seed=1),
+            rank=0,
+            world_size=1,
+            batch_size=2,
+            first_step=1,
+            last_step=7,
+        )
+        return [batch.pair_ids_B.tolist() for batch in PairLoader.streamed(made, Workers(num=2))]
+
+    # this process has asked the server before its loader processes do
+    assert pair_ids(f"{server.url}/{{00000..00001}}.tar") == pair_ids(server.folder)
 
 
 @pytest.mark.parametrize("ranges", [True, False])

@@ -8,8 +8,10 @@ import os
 import pickle
 import shutil
 import tarfile
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,19 @@ def test_shards_before_the_place_are_not_opened(shards: Shards, monkeypatch: pyt
     for shard in {number // 4 for number in whole[:32]}:
         (folder / f"{shard:05}.tar").unlink()
     assert numbers(walk(stream, 8, first=32)) == whole[32:]
+
+
+def test_a_lane_holds_one_block(tmp_path: Path) -> None:
+    members = {}
+    for number in range(120):
+        members |= {f"{number:03}.jpg": os.urandom(100_000), f"{number:03}.txt": b"a"}
+    stream = open_tars(write_tar(tmp_path / "a.tar", members), shuffle=8)
+    tracemalloc.start()
+    for _ in islice(stream.lane(0, 1, first=3, seed=1), 240):
+        pass
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 12 * 100_000
 
 
 def test_a_shard_of_fewer_samples_than_lanes_starves_none(shards: Shards) -> None:
