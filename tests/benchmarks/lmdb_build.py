@@ -28,7 +28,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH_PX, HEIGHT_PX = 500, 375
-QUALITY = 85
+QUALITY = 91
 DOOR = "cn_clip/preprocess/build_lmdb_dataset.py"
 RUN_AND_MEASURE = """
 import resource, runpy, sys
