@@ -126,7 +126,7 @@ def test_a_histogram_draws_every_bar_and_the_marks_it_holds() -> None:
 def test_pictures_are_found_again_whatever_their_order(
     kind: str, photo: Callable[..., bytes], write_lmdb: Callable[..., Path], write_tables: Callable[..., Path]
 ) -> None:
-    pictures = {image_id: photo(image_id, (90, 80)) for image_id in (5, 100, 12, 9, -3, 20)}
+    pictures = {image_id: photo(abs(image_id), (90, 80)) for image_id in (5, 100, 12, 9, -3, 20)}
     captions = [(image_id, f"{image_id}", [image_id]) for image_id in pictures]
     data = (
         write_lmdb("train", pictures, captions)
