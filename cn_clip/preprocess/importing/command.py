@@ -59,14 +59,14 @@ def describe(report: Report, run_options: RunOptions) -> list[str]:
         f"{split.name}: {split.num_pictures} pictures, {split.num_texts} captions" for split in report.splits
     ]
     output_dir = run_options.output_dir
-    for count, what in (
-        (report.num_resumed, "rows had been read before the interruption"),
-        (report.num_repeats, "pictures came again and are kept once"),
-        (report.num_bad, f"rows were passed over; {output_dir / 'bad_rows.jsonl'} says which and why"),
-        (report.num_left_out, "captions have no picture left and are not written"),
+    for what, count, more in (
+        ("rows read before the interruption", report.num_resumed, ""),
+        ("pictures that came again, kept once", report.num_repeats, ""),
+        ("bad rows passed over", report.num_bad, f" ({output_dir / 'bad_rows.jsonl'} says which and why)"),
+        ("captions left out with their pictures", report.num_left_out, ""),
     ):
         if count:
-            lines.append(f"{count} {what}")
+            lines.append(f"{what}: {count}{more}")
     if run_options.to == "lmdb":
         return [*lines, f"Written to {output_dir}, the LMDB to {output_dir / 'lmdb'}"]
     names = ",".join(split.name for split in report.splits)

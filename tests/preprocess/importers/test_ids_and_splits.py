@@ -219,7 +219,7 @@ def test_an_unfinished_import_goes_on_after_the_picture_is_mended(
     broken.write_bytes(picture)
     capsys.readouterr()
     assert run_import("folder", "--image-dir", many).content() == good
-    assert "90 rows had been read before" in capsys.readouterr().out
+    assert "rows read before the interruption: 90" in capsys.readouterr().out
 
 
 def test_work_of_other_settings_is_not_thrown_away_unasked(

@@ -98,7 +98,7 @@ def test_killed_at_random_moments(
     done = subprocess.run(
         command(OFTEN, *words, "--output-dir", out), check=True, capture_output=True, text=True
     )
-    assert "had been read before the interruption" in done.stdout
+    assert "rows read before the interruption: " in done.stdout
     assert visible(out) == visible(whole)
     assert not list(out.glob(".*"))
 
@@ -159,7 +159,7 @@ def test_the_command_by_its_names(
     done = run_ours(door, *words)
     assert done.returncode == 0 and done.stderr == "", done.stderr  # the bar is for terminals
     assert done.stdout.splitlines()[-1].startswith("Next: cn-clip build-lmdb --data_dir ")
-    assert "rows were passed over" in done.stdout
+    assert "bad rows passed over: 2 (" in done.stdout
     assert len(list(map(json.loads, (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()))) == 2
     again = run_ours(door, "folder", "--image-dir", "nowhere", "--output-dir", tmp_path)
     assert again.returncode == 2 and again.stderr.startswith("error: --image-dir nowhere is not a folder")
