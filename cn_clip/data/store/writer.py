@@ -14,6 +14,7 @@ from typing import get_args
 
 from cn_clip.data.store import layout
 from cn_clip.data.store.appending import carry_over
+from cn_clip.data.store.growing_table import keep_freed_memory
 from cn_clip.data.store.pair_tables import PairTables
 from cn_clip.data.store.picture_tables import PictureTables
 from cn_clip.data.store.replacement import Replacement
@@ -62,6 +63,7 @@ class SplitWriter:
         except BaseException:
             self._replacement.discard()
             raise
+        keep_freed_memory()
         self.num_old_images = self._pictures.num_images
         self.num_old_pairs = self._pairs.num_pairs
         return self
