@@ -138,10 +138,7 @@ def test_a_broken_shard_and_a_bad_picture_stop_a_run_or_are_passed_over(
     assert "\n" not in str(caught.value)
     skipped = train(*words, "--set=data.bad_pairs=skip", "--set=data.max_bad_share=0.5", name="skip")
     log = next(skipped.glob("out_*.log")).read_text(encoding="utf-8")
-    assert (
-        f"sample 002 of {folder}/0.tar" in log
-        and "1.tar is cut: the end mark of a tar is missing" in log
-    )
+    assert f"sample 002 of {folder}/0.tar" in log and "1.tar is cut: the end mark of a tar is missing" in log
 
 
 def test_a_stream_cannot_be_drawn_uniquely_and_is_no_validation_set(train: Train, shards: Path) -> None:

@@ -38,28 +38,36 @@ def given_counts(urls: list[str], names: list[str], counts: str | None) -> Count
 
 def counted(urls: Iterable[str]) -> Counts:
     """Counts of these local shards, each walked once in the life of its folder where that can be written to."""
-    by_folder: dict[Path, list[Path]] = {}
+    by_folder: dict[Path, list[str]] = {}
     for url in urls:
-        by_folder.setdefault(Path(url).parent, []).append(Path(url))
-    return {
-        str(path): count for folder, paths in by_folder.items() for path, count in _counted(folder, paths)
-    }
-
-
-def _counted(folder: Path, paths: list[Path]) -> list[tuple[Path, int]]:
-    earlier = _earlier(folder / COUNTED)
-    counts, walked = [], 0
-    for path in paths:
-        status = path.stat()
-        entry = {"bytes": status.st_size, "modified_ns": status.st_mtime_ns}
-        before = earlier.get(path.name)
-        if not isinstance(before, dict) or not entry.items() <= before.items():
-            entry["samples"] = count_samples(str(path))
-            earlier[path.name], walked = entry, walked + 1
-        counts.append((path, earlier[path.name]["samples"]))
-    if walked:
-        _keep(folder / COUNTED, earlier, walked)
+        by_folder.setdefault(Path(url).parent, []).append(url)
+    counts: Counts = {}
+    for folder, of_folder in by_folder.items():
+        counts |= _counted(folder, of_folder)
     return counts
+
+
+def _counted(folder: Path, urls: list[str]) -> Counts:
+    entries = _earlier(folder / COUNTED)
+    names = {url: Path(url).name for url in urls}
+    now = {url: _state(Path(url)) for url in urls}
+    changed = [url for url in urls if not _is_of(entries.get(names[url]), now[url])]
+    if changed:
+        logger.info("Counting the samples of %d shards in %s ...", len(changed), folder)
+        for url in changed:
+            entries[names[url]] = now[url] | {"samples": count_samples(url)}
+        _keep(folder / COUNTED, entries)
+    return {url: entries[names[url]]["samples"] for url in urls}
+
+
+def _state(path: Path) -> dict[str, int]:
+    status = path.stat()
+    return {"bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+
+
+def _is_of(entry: object, state: dict[str, int]) -> bool:
+    """Whether an earlier count is of the file as it is now."""
+    return isinstance(entry, dict) and type(entry.get("samples")) is int and state.items() <= entry.items()
 
 
 def _earlier(path: Path) -> dict[str, Any]:  # Any: what an earlier run wrote
@@ -70,12 +78,11 @@ def _earlier(path: Path) -> dict[str, Any]:  # Any: what an earlier run wrote
     return found if isinstance(found, dict) else {}
 
 
-def _keep(path: Path, entries: dict[str, Any], walked: int) -> None:  # Any: as in _earlier
+def _keep(path: Path, entries: dict[str, Any]) -> None:  # Any: as in _earlier
     try:
         write_atomically(path, json.dumps(entries, ensure_ascii=False, indent=0, sort_keys=True).encode())
-        logger.info("Counted the samples of %d shards; kept in %s.", walked, path)
     except OSError as error:
-        logger.info("Counted the samples of %d shards; not kept, since %s.", walked, error)
+        logger.info("The counts are not kept for the next run: %s.", error)
 
 
 def _from_file(counts: str, urls: list[str], names: list[str]) -> Counts:

@@ -99,9 +99,13 @@ def test_a_lane_can_be_entered_anywhere(
             assert walk(stream, 40 - first, lane=lane, num_lanes=num_lanes, first=first) == whole[first:]
 
 
-def test_shards_before_the_place_are_not_opened(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = shards([4] * 10)
-    stream = pickle.loads(pickle.dumps(open_tars(folder, shuffle=2)))
+@pytest.mark.parametrize("stats", [True, False])
+def test_shards_before_the_place_are_not_opened(
+    shards: Shards, monkeypatch: pytest.MonkeyPatch, stats: bool
+) -> None:
+    folder = shards([4] * 10, stats=stats)
+    monkeypatch.chdir(folder)
+    stream = pickle.loads(pickle.dumps(open_tars("./*.tar", shuffle=2)))
     whole = numbers(walk(stream, 40))
     for shard in {number // 4 for number in whole[:32]}:
         (folder / f"{shard:05}.tar").unlink()
