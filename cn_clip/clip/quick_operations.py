@@ -121,16 +121,15 @@ RECOLOURINGS: dict[str, Operation] = {
 
 def move(pixels_HWC: Pixels_HWC, matrix: Matrix, fill: tuple[int, ...]) -> Pixels_HWC:
     """Each pixel from where the matrix says, by PIL's bicubic filter; `fill` where that is outside."""
-    weights_PP, outside_P1 = _weights(pixels_HWC.shape[:2], matrix)
+    weights_PP, from_outside_P3 = _weights(pixels_HWC.shape[:2], matrix, fill)
     colours_P3 = torch.from_numpy(pixels_HWC).view(-1, 3).float()
-    moved_P3 = (weights_PP @ colours_P3).addcmul_(outside_P1, torch.tensor(fill, dtype=torch.float32))
-    # PIL cuts fractions off; the small number keeps a sum of 254.9999 what it would be without rounding errors
-    return moved_P3.add_(1e-3).clamp_(0, 255).byte().view(pixels_HWC.shape).numpy()
+    moved_P3 = (weights_PP @ colours_P3).add_(from_outside_P3)
+    return moved_P3.clamp_(0, 255).byte().view(pixels_HWC.shape).numpy()
 
 
 @lru_cache(maxsize=MAX_MOVES)
-def _weights(size: tuple[int, int], matrix: Matrix) -> tuple[Tensor, Tensor]:
-    """Sparse (P, P) of the 16 pixels that each one is made of, and (P, 1): 1 for those that come from outside."""
+def _weights(size: tuple[int, int], matrix: Matrix, fill: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Sparse (P, P): how much of which 16 pixels makes each one; and (P, 3), to be added: `fill` for those from outside."""
     height, width = size
     a, b, c, d, e, f = matrix
     y_HW, x_HW = np.mgrid[:height, :width] + 0.5
@@ -141,7 +140,9 @@ def _weights(size: tuple[int, int], matrix: Matrix) -> tuple[Tensor, Tensor]:
     taken_from_P44 = rows_P4[:, :, None] * width + columns_P4[:, None]
     shares_P44 = (down_P4[:, :, None] * across_P4[:, None])[inside_P]
     places = np.stack([np.repeat(np.flatnonzero(inside_P), 16), taken_from_P44[inside_P].ravel()])
-    return _sparse(places, shares_P44.ravel(), height * width), torch.from_numpy(~inside_P).float()[:, None]
+    # PIL cuts fractions off; the small number keeps a sum of 254.9999 what it would be without rounding errors
+    from_outside_P3 = np.where(inside_P[:, None], 1e-3, np.array(fill)).astype(np.float32)
+    return _sparse(places, shares_P44.ravel(), height * width), torch.from_numpy(from_outside_P3)
 
 
 def _sparse(places: np.ndarray[Any, Any], values: np.ndarray[Any, Any], side: int) -> Tensor:

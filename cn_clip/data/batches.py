@@ -104,7 +104,7 @@ class Collate:
             if isinstance(pair, BadPair):
                 return pair
         return PairBatch(
-            images_BCHW=torch.stack([pair.image_CHW for pair in good]),
+            images_BCHW=stack_pictures([pair.image_CHW for pair in good]),
             tokens_BL=trim_padding(self._tokens(good), self.pad_id),
             image_ids_B=torch.tensor([pair.image_id for pair in good]),
             text_ids_B=torch.tensor([pair.text_id for pair in good]),
@@ -119,6 +119,14 @@ class Collate:
         if len(cached) == len(pairs):
             return self.tokenizer.from_ids(cached)
         return self.tokenizer([pair.caption for pair in pairs])
+
+
+def stack_pictures(images_CHW: Sequence[Tensor]) -> Tensor:
+    """(B, C, H, W) in the order the first picture has in memory: turning each one on the way costs as much as its resize."""
+    images_HWC = [image_CHW.permute(1, 2, 0) for image_CHW in images_CHW]
+    if images_HWC[0].is_contiguous():
+        return torch.stack(images_HWC).permute(0, 3, 1, 2)
+    return torch.stack(list(images_CHW))
 
 
 def trim_padding(tokens_BL: Tensor, pad_id: int) -> Tensor:
