@@ -39,6 +39,18 @@ def test_a_new_split_replaces_the_old_one_entirely(tmp_path: Path) -> None:
     assert names(tmp_path) == ["train"]
 
 
+def test_nothing_is_left_of_further_folders(tmp_path: Path) -> None:
+    with SplitWriter(tmp_path / "train", shard_bytes=1, tokenizer="letters") as writer:
+        for image_id in range(3):
+            writer.add_image(image_id, b"old")
+    assert names(tmp_path / "train") == ["imgs", "imgs-00001", "imgs-00002", "index", "pairs", "tokens"]
+    write_one(tmp_path / "train", b"new")
+    assert names(tmp_path / "train") == ["imgs", "index", "pairs"]
+    (tmp_path / "train" / "imgs-backup").mkdir()
+    with pytest.raises(DataError, match="'imgs-backup', which is no part of a split"):
+        write_one(tmp_path / "train", b"newer")
+
+
 def test_an_error_leaves_the_old_split_and_nothing_else(tmp_path: Path) -> None:
     write_one(tmp_path / "train", b"old")
     with pytest.raises(RuntimeError, match="stop"), SplitWriter(tmp_path / "train") as writer:

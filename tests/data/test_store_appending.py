@@ -116,10 +116,11 @@ def test_shards_go_on_after_shards(tmp_path: Path) -> None:
 
 def test_columns_of_another_block_size_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "COLUMNS_ROWS", 4)
-    add(tmp_path / "train", OLD, append=False, tokenizer=None)
+    add(tmp_path / "train", OLD, append=False)
     monkeypatch.undo()
-    add(tmp_path / "train", NEW, tokenizer=None)
+    add(tmp_path / "train", NEW)
     expect(open_split(tmp_path / "train"), OLD | NEW)
+    expect_tokens(open_split(tmp_path / "train"), OLD | NEW)
 
 
 def test_going_on_after_nothing_is_a_build(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from xxhash import xxh3_128_digest
 
 from cn_clip.data.captions import caption_key
-from cn_clip.data.store import PairStore, PictureFacts, Split, SplitWriter, layout, open_split
+from cn_clip.data.store import ImageStore, PairStore, PictureFacts, Split, SplitWriter, layout, open_split
 from cn_clip.errors import DataError
 
 PICTURES = {number: random.Random(number).randbytes(5000 + 100 * number) for number in (10, 9, 100, 7, 11)}
@@ -214,6 +214,22 @@ def test_shards_without_their_index_are_an_error(tmp_path: Path) -> None:
     shutil.rmtree(path / "index")
     with pytest.raises(DataError, match="holds imgs-00001/, which no index/ lists"):
         open_split(path)
+
+
+def test_one_shard_is_not_taken_for_the_split(tmp_path: Path) -> None:
+    path = write_sharded(tmp_path / "train")
+    with pytest.raises(
+        DataError, match="imgs-00001 has only some of the split's pictures: give .*train/imgs,"
+    ):
+        ImageStore(path / "imgs-00001")
+
+
+def test_the_index_is_found_from_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write_sharded(tmp_path / "train") / "imgs")
+    images = ImageStore(".")
+    monkeypatch.chdir(tmp_path)
+    assert images.num_shards == 3
+    assert images.read(11) == PICTURES[11]
 
 
 def test_one_folder_without_its_index_can_be_read(tmp_path: Path) -> None:

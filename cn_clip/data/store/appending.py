@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from cn_clip.data.store import layout
 from cn_clip.data.store.growing_table import write_error
 from cn_clip.data.store.image_store import ImageStore
-from cn_clip.data.store.pair_store import PairStore
 from cn_clip.data.store.pair_tables import PairsThere, PairTables
 from cn_clip.data.store.picture_tables import PictureTables
 from cn_clip.data.store.readers import Split, open_split
@@ -28,56 +28,65 @@ def carry_over(
 ) -> tuple[PictureTables, PairTables]:
     """The tables of `new` with all rows of the split `old` in them; a split of another format or age is converted."""
     split = open_split(old)
-    pictures = _carry_pictures(split.images, new, store_format, shard_bytes)
-    try:
-        return pictures, _carry_pairs(split, new, store_format, _kept_tokenizer(split, old, tokenizer))
-    except BaseException:
-        pictures.close()
-        raise
+    with ExitStack() as on_error:
+        pictures = on_error.enter_context(
+            closing(_begin_pictures(split.images, new, store_format, shard_bytes))
+        )
+        _carry_pictures(split.images, pictures)
+        tokenizer = _kept_tokenizer(split, old, tokenizer)
+        pairs = on_error.enter_context(closing(_begin_pairs(split, new, store_format, tokenizer)))
+        if pairs.num_pairs < len(split.pairs):
+            _add_pairs(split, pairs)
+        on_error.pop_all()
+    return pictures, pairs
 
 
-def _carry_pictures(
+def _begin_pictures(
     images: ImageStore, new: Path, store_format: layout.Format, shard_bytes: int | None
 ) -> PictureTables:
+    """With the imgs folders and the index that can be used as they are."""
     if store_format != "v2" or images.version != layout.VERSION:
-        tables = PictureTables(new, store_format, shard_bytes)
-        log.info("%s: writing its %d pictures again, in the other format", images.path, len(images))
-        for image_id in images.ids():
-            tables.add(image_id, images.read(image_id), f"{images.path} id {image_id}")
-        return tables
+        return PictureTables(new, store_format, shard_bytes)
     for shard in range(images.num_shards):
         name = layout.shard_folder(shard)
         _link(images.path.parent / name, new / name)
     if images.has_index:
         _copy(images.path.parent / layout.INDEX_FOLDER, new / layout.INDEX_FOLDER)
-        return PictureTables(new, store_format, shard_bytes, images.shards)
-    tables = PictureTables(new, store_format, shard_bytes, images.shards)
-    log.info("%s: making the index of its %d pictures", images.path, len(images))
-    for image_id in images.ids():
-        tables.enter(image_id, images.read(image_id), shard=0)
-    return tables
+    return PictureTables(new, store_format, shard_bytes, images.shards)
 
 
-def _carry_pairs(split: Split, new: Path, store_format: layout.Format, tokenizer: str | None) -> PairTables:
+def _carry_pictures(images: ImageStore, tables: PictureTables) -> None:
+    """What is still missing of the old pictures: all of them, only their entries in the index, or nothing."""
+    if tables.num_images < len(images):
+        log.info("%s: writing its %d pictures again, in the other format", images.path, len(images))
+        for image_id in images.walk_ids():
+            tables.add(image_id, images.read(image_id), f"{images.path} id {image_id}")
+    elif not images.has_index:
+        log.info("%s: making the index of its %d pictures", images.path, len(images))
+        for image_id in images.walk_ids():
+            tables.enter(image_id, images.read(image_id), shard=0)
+
+
+def _begin_pairs(split: Split, new: Path, store_format: layout.Format, tokenizer: str | None) -> PairTables:
+    """With the pairs, and their tokens, if they can be used as they are."""
     pairs = split.pairs
-    if store_format == "v2" and pairs.content is not None and pairs.columns_rows == layout.COLUMNS_ROWS:
-        _copy(pairs.path, new / layout.PAIRS_FOLDER)
-        if tokenizer is not None and split.tokens is not None:
-            _copy(split.tokens.path, new / layout.TOKENS_FOLDER)
-        return PairTables(new, store_format, tokenizer, PairsThere(len(pairs), pairs.content))
-    tables = PairTables(new, store_format, tokenizer)
-    _add_pairs(pairs, tables)
-    return tables
+    if store_format != "v2" or pairs.content is None or pairs.columns_rows != layout.COLUMNS_ROWS:
+        return PairTables(new, store_format, tokenizer)
+    _copy(pairs.path, new / layout.PAIRS_FOLDER)
+    if tokenizer is not None and split.tokens is not None:
+        _copy(split.tokens.path, new / layout.TOKENS_FOLDER)
+    return PairTables(new, store_format, tokenizer, PairsThere(len(pairs), pairs.content))
 
 
-def _add_pairs(pairs: PairStore, tables: PairTables) -> None:
-    for index in range(len(pairs)):
-        pair = pairs.read(index)
+def _add_pairs(split: Split, tables: PairTables) -> None:
+    for index in range(len(split.pairs)):
+        pair = split.pairs.read(index)
+        tokens = split.tokens.read(index).tolist() if split.tokens is not None else None
         try:
-            tables.add(pair.image_id, pair.text_id, pair.caption)
+            tables.add(pair.image_id, pair.text_id, pair.caption, tokens)
         except OverflowError as error:
             raise DataError(
-                f"pair {index} of {pairs.path} has an id that is not of 64 bits: build the split again"
+                f"pair {index} of {split.pairs.path} has an id that is not of 64 bits: build the split again"
             ) from error
 
 
@@ -88,12 +97,10 @@ def _kept_tokenizer(split: Split, old: Path, tokenizer: str | None) -> str | Non
         return tokenizer
     if there is None:
         why = "has no tokens"
+    elif tokenizer is None:
+        why = "has tokens, the new captions have none"
     else:
-        why = (
-            "has tokens, the new captions have none"
-            if tokenizer is None
-            else "has tokens of another tokenizer"
-        )
+        why = "has tokens of another tokenizer"
     log.warning("%s %s: the longer split has none, and its captions are tokenised while training", old, why)
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 
@@ -18,7 +19,9 @@ class ImageStore:
     """The encoded pictures of `{split}/imgs`, of the folders that go on with it, and their index. Picklable."""
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(
+            path
+        ).absolute()  # its name and what lies beside it count, wherever the process stands
         self._index = find_index(self.path)
         if self._index is not None:
             self._shards = open_shards(self.path.parent, self._index.shards)
@@ -62,7 +65,11 @@ class ImageStore:
 
     def ids(self) -> list[int]:
         """Every image id in key order, which is that of their decimal strings: 1, 10, 2."""
-        return (self._index or self._shards[0]).ids()
+        return list(self.walk_ids())
+
+    def walk_ids(self) -> Iterator[int]:
+        """The ids one by one, for stores too large for a list of them."""
+        return (self._index or self._shards[0]).walk_ids()
 
     def _read_checked(self, image_id: int, facts: PictureFacts | None) -> bytes:
         if facts is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from cn_clip.data.store import layout
@@ -14,18 +15,24 @@ from cn_clip.errors import DataError
 class _ByImageId(StoreFolder):
     """A folder whose keys are image ids, those of its meta and count aside."""
 
-    def ids(self) -> list[int]:
-        """Every image id in key order; DataError when they are not as many as the folder counts."""
+    def walk_ids(self) -> Iterator[int]:
+        """Every image id in key order; DataError at the end when they are not as many as the folder counts."""
         names = (layout.META_KEY, layout.COUNT_KEYS[layout.IMAGES_FORMAT])
+        num_ids = 0
+        for key in self._folder.walk_keys():
+            if key not in names:
+                num_ids += 1
+                yield self._read_id(key)
+        if num_ids != len(self):
+            raise DataError(f"{self.path} is damaged ({num_ids} of its {len(self)} ids are left): {REBUILD}")
+
+    def _read_id(self, key: bytes) -> int:
         try:
-            ids = [int(key) for key in self._folder.walk_keys() if key not in names]
+            return int(key)
         except ValueError as error:
             raise DataError(
                 f"{self.path} holds a picture id that is not a whole number ({error}): number the pictures and {REBUILD}"
             ) from error
-        if len(ids) != len(self):
-            raise DataError(f"{self.path} is damaged ({len(ids)} of its {len(self)} ids are left): {REBUILD}")
-        return ids
 
 
 class Shard(_ByImageId):
@@ -91,9 +98,15 @@ class PictureIndex(_ByImageId):
 
 
 def find_index(images: Path) -> PictureIndex | None:
-    """The index beside this imgs folder, if it has one."""
+    """The index beside this imgs folder, if it has one; DataError for a folder that only goes on with it."""
     path = images.parent / layout.INDEX_FOLDER
-    return PictureIndex(path) if images.name == layout.IMAGES_FOLDER and path.is_dir() else None
+    if not path.is_dir() or not layout.is_shard_folder(images.name):
+        return None
+    if images.name != layout.IMAGES_FOLDER:
+        raise DataError(
+            f"{images} has only some of the split's pictures: give {images.parent / layout.IMAGES_FOLDER}, which stands for all"
+        )
+    return PictureIndex(path)
 
 
 def open_shards(split: Path, shards: tuple[ShardFacts, ...]) -> list[Shard]:
