@@ -136,9 +136,13 @@ def test_a_broken_shard_and_a_bad_picture_stop_a_run_or_are_passed_over(
     with pytest.raises(DataError, match=r"sample 002 of .*0\.tar: |the shard .*1\.tar is cut") as caught:
         train(*words)
     assert "\n" not in str(caught.value)
-    skipped = train(*words, "--set=data.bad_pairs=skip", "--set=data.max_bad_share=0.5", name="skip")
+    words += ("--set=data.bad_pairs=skip", "--set=data.max_bad_share=0.5", "--save-step-frequency=1")
+    skipped = train(*words, name="skip")
     log = next(skipped.glob("out_*.log")).read_text(encoding="utf-8")
     assert f"sample 002 of {folder}/0.tar" in log and "1.tar is cut: the end mark of a tar is missing" in log
+    (broken := tmp_path / "broken" / "checkpoints").mkdir(parents=True)
+    shutil.copy(next((skipped / "checkpoints").glob("epoch_*_9.pt")), broken / "epoch_latest.pt")
+    assert same_weights(weights(skipped), weights(train(*words, name="broken")))
 
 
 def test_a_stream_cannot_be_drawn_uniquely_and_is_no_validation_set(train: Train, shards: Path) -> None:

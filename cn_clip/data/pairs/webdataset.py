@@ -97,7 +97,10 @@ class PairReader:
         self.extensions = frozenset((*PICTURES, "json", self._caption))
 
     def __call__(self, shard: Shard, sample: TarSample) -> RawPair | BadPair:
-        where = f"sample {sample.key} of {shard.url}"
+        shown = sample.key.encode(
+            "utf-8", "backslashreplace"
+        ).decode()  # a name in another encoding can be logged too
+        where = f"sample {shown} of {shard.url}"
         picture = next((sample.contents[name] for name in sample.contents if name in PICTURES), None)
         if picture is None:
             return BadPair(f"{where}: there is no picture ({', '.join(PICTURES[:4])}, ...)")
@@ -127,6 +130,7 @@ class PairReader:
         else:
             caption = content.decode()  # UnicodeDecodeError is a ValueError
         caption = caption.strip()
+        caption.encode()  # JSON can hold halves of characters, which no tokenizer takes
         if not caption:
             raise ValueError("its caption is empty")
         return caption

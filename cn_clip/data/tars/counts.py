@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cn_clip.data.tars.samples import count_samples
-from cn_clip.data.tars.shards import is_remote, open_shard
+from cn_clip.data.tars.shards import is_remote, one_line, open_shard
 from cn_clip.errors import DataError
 from cn_clip.files import write_atomically
 
@@ -92,7 +92,7 @@ def _from_file(counts: str, urls: list[str], names: list[str]) -> Counts:
             table = json.loads(file.read())
     except Exception as error:  # errors of fsspec's backends have no base class in common
         raise DataError(
-            f"counts of the webdataset: cannot read {counts} ({type(error).__name__}: {error})"
+            f"counts of the webdataset: cannot read {counts} ({type(error).__name__}: {one_line(error)})"
         ) from error
     if not isinstance(table, dict):
         raise DataError(f'counts of the webdataset: {counts} is not {{"00000.tar": 9876, ...}}')
@@ -127,13 +127,19 @@ def _remote_stats(beside: dict[str, str]) -> list[tuple[str, bytes]]:
 
     texts: list[tuple[str, bytes]] = []
     by_store: dict[Any, dict[str, str]] = {}  # Any: fsspec is untyped
-    for url, path in beside.items():
-        files, inside = fsspec.core.url_to_fs(path)
-        by_store.setdefault(files, {})[inside] = url
-    for files, paths in by_store.items():
-        # all at once where the backend can; what is not there is left out
-        found = files.cat(list(paths), on_error="omit")
-        texts += [(paths[path], text) for path, text in found.items()]
+    try:
+        for url, path in beside.items():
+            files, inside = fsspec.core.url_to_fs(path)
+            by_store.setdefault(files, {})[inside] = url
+        for files, paths in by_store.items():
+            # all at once where the backend can; what is not there is left out
+            found = files.cat(list(paths), on_error="omit")
+            texts += [(paths[path], text) for path, text in found.items()]
+    except Exception as error:  # errors of fsspec's backends have no base class in common
+        first = next(iter(beside.values()))
+        raise DataError(
+            f"cannot look for {first}, ... ({type(error).__name__}: {one_line(error)}): give counts of the webdataset"
+        ) from error
     return texts
 
 

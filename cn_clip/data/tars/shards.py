@@ -28,6 +28,11 @@ class Shard:
     """None where it is not known."""
 
 
+def one_line(error: Exception) -> str:
+    """Its message; those of some backends run over many lines."""
+    return " ".join(str(error).split())
+
+
 def is_remote(url: str) -> bool:
     return _SCHEME.match(url) is not None
 
@@ -50,7 +55,10 @@ def find_shards(patterns: Iterable[str], where: str) -> list[str]:
                 f"{where} has {pattern!r}, but commands are not run: no settings file runs code here; give paths or URLs, "
                 "such as s3://bucket/{00000..00099}.tar"
             )
-        for url in _written_out(pattern.removeprefix("file://")):
+        meant = list(_written_out(pattern.removeprefix("file://")))
+        if not meant:
+            raise ConfigError(f"{where} has {pattern!r}, which counts down: write the lower number first")
+        for url in meant:
             found += _looked_up(url, where)
     twice = next((url for url, count in Counter(found).items() if count > 1), None)
     if twice is not None:
@@ -62,7 +70,8 @@ def find_shards(patterns: Iterable[str], where: str) -> list[str]:
 
 def short_names(urls: list[str]) -> list[str]:
     """What tells the shards apart: their names without the folders that all share, so that a set may move."""
-    split = [url.split("/") for url in urls]
+    # behind a question mark stands who may read it, and until when
+    split = [(url.partition("?")[0] if is_remote(url) else url).split("/") for url in urls]
     folders = zip(*(parts[:-1] for parts in split), strict=False)
     shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, folders))
     return ["/".join(parts[shared:]) for parts in split]
@@ -103,20 +112,17 @@ def _looked_up_remotely(url: str, where: str) -> list[str]:
 
     try:
         files, path = fsspec.core.url_to_fs(url)
+        # a question mark begins the query of a web address
+        if not url.endswith("/") and not re.search(r"[*\[]", url):
+            return [url]
+        names = files.glob(f"{path.rstrip('/')}/*.tar" if url.endswith("/") else path)
+        found = [str(files.unstrip_protocol(name)) for name in sorted(names)]
     except (ImportError, ValueError) as error:
         raise ConfigError(
-            f"{where} has {url}, which fsspec cannot open here: {error}; install the package it names, or copy the shards"
+            f"{where} has {url}, which fsspec cannot open here: {one_line(error)}; install the package it names, or copy the shards"
         ) from error
-    # a question mark begins the query of a web address
-    if not url.endswith("/") and not re.search(r"[*\[]", url):
-        return [url]
-    pattern = f"{path.rstrip('/')}/*.tar" if url.endswith("/") else path
-    try:
-        found = [str(files.unstrip_protocol(name)) for name in sorted(files.glob(pattern))]
     except Exception as error:  # errors of fsspec's backends have no base class in common
-        raise DataError(
-            f"{where}: cannot list {url} ({type(error).__name__}: {' '.join(str(error).split())})"
-        ) from error
+        raise DataError(f"{where}: cannot reach {url} ({type(error).__name__}: {one_line(error)})") from error
     if not found:
         raise DataError(f"{where}: there is no .tar at {url}")
     return found

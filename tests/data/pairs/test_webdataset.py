@@ -218,6 +218,12 @@ def test_bad_samples_are_named_and_count(tmp_path: Path, members: dict[str, byte
         raise AssertionError(bad.reason)
 
 
+def test_half_a_character_is_no_caption(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"0.jpg": b"p", "0.json": b'{"text": "a \\ud800"}'})
+    (bad,) = walk(open_tars(tmp_path / "a.tar", caption="json.text"), 1)
+    assert isinstance(bad, BadPair) and "surrogates not allowed" in bad.reason
+
+
 def cut(path: Path, at: int) -> None:
     path.write_bytes(path.read_bytes()[:at])
 
@@ -290,6 +296,7 @@ def test_counts_that_are_wrong_are_said(shards: Shards, caplog: pytest.LogCaptur
         ((), ConfigError, "urls of the webdataset is empty"),
         (("pipe:cat a.tar",), ConfigError, "commands are not run"),
         (("/nowhere/{0..3}.tar",), DataError, "there is no file /nowhere/0.tar"),
+        (("/nowhere/{3..0}.tar",), ConfigError, "counts down"),
         (("/nowhere/*.tar",), DataError, "there is no .tar at"),
         (("s3://bucket/{0..3}.tar",), ConfigError, "s3fs"),
         (("abacus://bucket/0.tar",), ConfigError, "abacus"),
