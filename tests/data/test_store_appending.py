@@ -10,6 +10,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import lmdb
@@ -281,6 +282,7 @@ def test_a_kill_leaves_a_whole_split(tmp_path: Path, moment: str) -> None:
     add(tmp_path / "train", OLD, append=False)
     code = f"""
 import os, signal, sys
+from collections.abc import Iterator
 from pathlib import Path
 from cn_clip.data.store import SplitWriter, replacement, writer as module
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
@@ -305,3 +307,36 @@ with SplitWriter(path, append=True, tokenizer="letters") as writer:
     expect(open_split(tmp_path / "train"), OLD | NEW)
     expect_tokens(open_split(tmp_path / "train"), OLD | NEW)
     assert names(tmp_path) == ["train"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Of 2 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)]
+    if subprocess.run(words, capture_output=True, check=False).returncode != 0:
+        pytest.skip("may not mount here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="mounts a disk")
+@pytest.mark.parametrize(("num_captions", "folder"), [(1, "imgs-00001"), (9000, "pairs")])
+def test_a_full_disk_leaves_the_old_split(small_disk: Path, num_captions: int, folder: str) -> None:
+    """It fills with new pictures, or before, with the copy of the old pairs."""
+    with SplitWriter(small_disk / "train") as writer:
+        writer.add_image(1, b"picture" * 1000)
+        for number in range(num_captions):
+            writer.add_pair(1, number, "一只猫")
+    with pytest.raises(
+        DataError, match=rf"cannot write .*{folder} \(the disk is full\).* what was there before is untouched"
+    ):
+        add(
+            small_disk / "train",
+            {number: bytes([number]) * 100_000 for number in range(2, 40)},
+            tokenizer=None,
+        )
+    split = open_split(small_disk / "train")
+    assert (len(split.pairs), split.images.read(1)) == (num_captions, b"picture" * 1000)
+    assert names(small_disk) == ["train"]
