@@ -140,7 +140,7 @@ class Source:
     own_ids: bool = False
     """Keys are whole numbers, and stay the ids; else ids are counted."""
     has_names: bool = True
-    """Names are written down beside ids, where they are not the same."""
+    """Names are written down beside ids, where they are not the ids."""
     companions: Mapping[str, bytes] = field(default_factory=dict)
     """File name -> content: written beside the splits."""
     is_resumable: bool = True

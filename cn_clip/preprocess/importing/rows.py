@@ -64,7 +64,7 @@ class RowWriter:
         split = picture.split or self._chosen_split(name, prepared.digest)
         image_id = self._image_id(picture.key, found)
         self._files.add_image(split, image_id, prepared.encoded)
-        if self._source.has_names and name != str(image_id):
+        if self._source.has_names and not (self._source.own_ids and name == picture.key):
             self._files.add_name(split, image_id, name)
         self._progress.record(picture.key, PictureRecord(image_id, split, WRITTEN, prepared.digest))
         self._position.pictures[split] = self._position.pictures.get(split, 0) + 1

@@ -248,6 +248,16 @@ def test_two_imports_into_one_folder(many: Path, tmp_path: Path, run_import: Run
     assert len(run_import("folder", "--image-dir", many).images()) == 60
 
 
+def test_names_that_are_numbers(tmp_path: Path, pictures: Path, run_import: RunImport) -> None:
+    for number in range(3):
+        (pictures / str(number)).write_bytes((pictures / "0.jpg").read_bytes())
+    words = ("folder", "--image-dir", pictures, "--captions", tmp_path / "c.csv")
+    (tmp_path / "c.csv").write_text("image,caption\n0,a\n1,b\n")
+    assert run_import(*words).names() == {"0": 0, "1": 1}  # by chance the same
+    (tmp_path / "c.csv").write_text("image,caption\n2,c\n0,a\n1,b\n")
+    assert run_import(*words).names() == {"2": 2, "0": 0, "1": 1}
+
+
 def test_names_that_are_not_utf8(many: Path, run_import: RunImport, encode_picture: Encode) -> None:
     name = b"\xba\xec.jpg"  # GBK
     (Path(str(many)) / name.decode("utf-8", "surrogateescape")).write_bytes(encode_picture(5))
