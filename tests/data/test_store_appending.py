@@ -322,7 +322,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="mounts a disk")
-@pytest.mark.parametrize(("num_captions", "folder"), [(1, "imgs-00001"), (9000, "pairs")])
+@pytest.mark.parametrize(("num_captions", "folder"), [(1, "imgs-00001"), (14_000, "pairs")])
 def test_a_full_disk_leaves_the_old_split(small_disk: Path, num_captions: int, folder: str) -> None:
     """It fills with new pictures, or before, with the copy of the old pairs."""
     with SplitWriter(small_disk / "train") as writer:
