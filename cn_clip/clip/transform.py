@@ -10,8 +10,7 @@ Shapes: C colours (1 or 3), H height, W width, S side of the square asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -23,7 +22,6 @@ from torch.nn import functional as F
 
 from cn_clip.clip.decode import Pixels_HWC, decode_jpeg, jpeg_size, open_picture, pixels_of, shrink_for
 from cn_clip.config.schema import Part
-from cn_clip.errors import DataError
 
 if TYPE_CHECKING:  # both take a while to import, and a command that reads no picture needs neither
     from PIL.Image import Image
@@ -86,9 +84,7 @@ class ExactTransform:
     image_px: int
 
     def __call__(self, raw: bytes) -> Tensor:
-        image = open_picture(raw)
-        with conversion_of(image):
-            transformed: Tensor = _image_transform(self.image_px)(image)
+        transformed: Tensor = _image_transform(self.image_px)(open_picture(raw))
         return transformed
 
 
@@ -181,15 +177,4 @@ def resize_uint8(pixels_HWC: Pixels_HWC, image_px: int, extent: tuple[float, flo
 def resize_by_pil(image: Image, image_px: int) -> Tensor:
     """uint8 (3, S, S): the exact transform's pixels before they are normalised."""
     resize, to_rgb, *_ = _image_transform(image_px).transforms
-    with conversion_of(image):
-        square = to_rgb(resize(image))
-    return torch.from_numpy(pixels_of(square)).permute(2, 0, 1)
-
-
-@contextmanager
-def conversion_of(image: Image) -> Iterator[None]:
-    """DataError for a picture that PIL opens but cannot resize or turn to RGB, such as one in mode LAB."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise DataError(f"a picture in mode {image.mode} that cannot be turned to RGB ({error})") from error
+    return torch.from_numpy(pixels_of(to_rgb(resize(image)))).permute(2, 0, 1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cn_clip.clip.tokenizer import caption_ids
 from cn_clip.clip.tower_tokenizer import TowerTokenizer
-from cn_clip.data.batches import Collate, Pair, PairBatch, trim_padding
+from cn_clip.data.batches import Collate, Pair, PairBatch, stack_pictures, trim_padding
 from cn_clip.data.captions import caption_key
 from cn_clip.data.pairs import BadPair
 
@@ -29,6 +29,16 @@ def pairs() -> list[Pair]:
         )
         for number, caption in enumerate(CAPTIONS)
     ]
+
+
+def test_pictures_keep_their_order_of_dimensions() -> None:
+    rng = torch.Generator().manual_seed(0)
+    planes = [torch.randint(0, 256, (3, 5, 4), dtype=torch.uint8, generator=rng) for _ in range(3)]
+    pixels = [plane.permute(1, 2, 0).contiguous().permute(2, 0, 1) for plane in planes]
+    for given in (planes, pixels, [pixels[0], *planes[1:]], [planes[0], *pixels[1:]]):
+        batch = stack_pictures(given)
+        assert torch.equal(batch, torch.stack(planes))
+        assert batch[0].stride() == given[0].stride()
 
 
 def test_a_batch_is_its_pairs_in_order_with_captions_cut_to_the_longest() -> None:

@@ -182,6 +182,18 @@ def test_fast_pixels_of_photos(quality: int, capsys: pytest.CaptureFixture[str])
     assert max(means) <= 1 and min(shares) >= 0.999
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize(("width", "height"), [(2000, 1500), (1501, 2003), (2600, 1125)])
+def test_fast_pixels_of_large_photos(width: int, height: int) -> None:
+    for seed in range(3):
+        raw = encoded(photo(width, height, seed), "JPEG", quality=90)
+        exact = Image.open(io.BytesIO(raw)).resize((224, 224), Image.Resampling.BICUBIC)
+        off = (
+            fast_transform(224)(raw).int() - torch.from_numpy(np.array(exact)).permute(2, 0, 1).int()
+        ).abs()
+        assert off.float().mean() <= 1 and (off <= 4).float().mean() >= 0.999
+
+
 @pytest.fixture(scope="module")
 def augmented_by_reference(
     run_reference: RunReference, tmp_path_factory: pytest.TempPathFactory

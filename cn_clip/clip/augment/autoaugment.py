@@ -72,9 +72,7 @@ class AutoAugmentTransform:
 
     def __call__(self, raw: bytes) -> Tensor:
         if self.mode == "exact":
-            image = transform.open_picture(raw)
-            with transform.conversion_of(image):
-                augmented: Tensor = pipeline(self.options, self.image_px)(image)
+            augmented: Tensor = pipeline(self.options, self.image_px)(transform.open_picture(raw))
             return augmented
         draw_crop, finish = _quick_steps(self.options, self.image_px)
         return finish(transform.fast_square(raw, self.image_px, draw_crop))

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import io
+import random
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cn_clip.clip.augment import autoaugment
 from cn_clip.clip.augment.autoaugment import AutoAugmentTransform, Options, build, pipeline
@@ -51,3 +55,13 @@ def test_shares_out_of_range_are_config_errors(wrong: dict[str, float]) -> None:
     for make in (build, lambda options: AutoAugmentTransform(16, "fast", options)):
         with pytest.raises(ConfigError, match=f"augment.{name}"):
             make(autoaugment.Options(**wrong))
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_every_policy_of_v0_works(mode: str) -> None:
+    file = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").resize((20, 20)).save(file, "PNG")
+    transform = AutoAugmentTransform(16, mode, Options(policy="v0"))  # type: ignore[arg-type]  # parametrised as text
+    random.seed(0)
+    for _ in range(150):
+        assert transform(file.getvalue()).shape == (3, 16, 16)
