@@ -122,7 +122,9 @@ def test_rows_are_added_to_a_split(
     # captions of pictures that are there need no picture file again, and the other way round
     done = build(write_split("train", b"", [(6, "蓝", [12])]), "--append")
     assert "0 pictures, 1 captions, 1 pairs; 3 pictures and 6 pairs in all" in done.stdout, done.stderr
-    expect_error(build(write_split("train", b"", [(6, "蓝", [13])]), "--append"), "row 1, field image_ids")
+    done = build(write_split("train", {13: encode_picture((0, 0, 9))}, b""), "--append")
+    assert "1 pictures, 0 captions, 0 pairs; 4 pictures and 6 pairs in all" in done.stdout, done.stderr
+    expect_error(build(write_split("train", b"", [(6, "蓝", [14])]), "--append"), "row 1, field image_ids")
     assert len(content(data_dir / "lmdb" / "train")[0]) == 6
 
 
