@@ -22,6 +22,7 @@ from cn_clip.errors import ConfigError, DataError
 from cn_clip.preprocess.importing.items import BadItem, BytesContent, Item, Part, Picture, Source, Text
 from cn_clip.preprocess.importing.split_choice import SplitChoice
 
+_COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 _PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 
 
@@ -35,6 +36,9 @@ class Options(SplitChoice):
 
 def build(options: Options) -> Source:
     urls = find_shards(options.tars, "--tars")
+    for url in urls:
+        if url.endswith(_COMPRESSED):
+            raise ConfigError(f"--tars: {url} is compressed: unpack it to a .tar first")
     stems = [url.rpartition("/")[2].removesuffix(".tar") for url in urls]
     stem, count = Counter(stems).most_common(1)[0]
     if count > 1:

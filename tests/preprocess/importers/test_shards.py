@@ -123,6 +123,29 @@ def test_two_tars_of_one_name(tars: Path, tmp_path: Path, run_import: RunImport)
         run_import("webdataset", "--tars", tars, tmp_path / "other" / "00000.tar")
 
 
+def test_a_compressed_tar(tmp_path: Path, run_import: RunImport) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"a\.tar\.gz is compressed: unpack it"):
+        run_import("webdataset", "--tars", tmp_path / "a.tar.gz")
+
+
+def test_what_the_library_webdataset_writes(
+    tmp_path: Path, run_import: RunImport, encode_picture: Encode
+) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    pictures = {f"x{number:04d}": encode_picture(number) for number in range(5)}
+    with webdataset.ShardWriter(f"{tmp_path}/w-%05d.tar", maxcount=3, verbose=0) as shards:
+        for key, picture in pictures.items():
+            shards.write({"__key__": f"sub.d/{key}", "jpg": picture, "json": {"caption": key}, "cls": 3})
+    out = run_import(
+        "webdataset", "--tars", f"{tmp_path}/w-{{00000..00001}}.tar", "--caption", "json.caption"
+    )
+    assert out.by_name() == {
+        f"w-{place // 3:05d}/sub.d/{key}": (picture, [key])
+        for place, (key, picture) in enumerate(pictures.items())
+    }
+
+
 def write_parquet(path: Path, **columns: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pyarrow.table(columns), path, row_group_size=2)
