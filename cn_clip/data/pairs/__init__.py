@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cn_clip.data.store import PairColumns
+
 
 @dataclass(frozen=True, slots=True)
 class RawPair:
@@ -40,15 +42,6 @@ class BadPair:
     reason: str
     instead: RawPair | None = None
     """Takes its place where such pairs are passed over; None takes another one of the loader's choice."""
-
-
-@dataclass(frozen=True)
-class PairColumns:
-    """What tells pairs apart, for all pairs of a source in order; each (number of pairs,) int64."""
-
-    image_ids: NDArray[np.int64]
-    text_ids: NDArray[np.int64]
-    caption_keys: NDArray[np.int64]
 
 
 class PairSource(ABC):

@@ -53,10 +53,13 @@ class LmdbPairs(PairSource):
     def columns(self, *, epoch: int, seed: int) -> PairColumns:
         return self._columns
 
+    def __getstate__(self) -> dict[str, object]:
+        # worker processes read pairs one by one, and have no use for the ids of all of them
+        return {name: value for name, value in vars(self).items() if name != "_columns"}
+
     @cached_property
     def _columns(self) -> PairColumns:
-        columns = self._split.pairs.columns()
-        return PairColumns(columns.image_ids, columns.text_ids, columns.caption_keys)
+        return self._split.pairs.columns()
 
 
 class OneCaptionPerPicture(PairSource):
