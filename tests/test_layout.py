@@ -23,6 +23,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 
 REGISTRIES = [
+    "cn_clip.preprocess.importers",
     "cn_clip.towers.image",
     "cn_clip.towers.text",
     "cn_clip.losses.pair",

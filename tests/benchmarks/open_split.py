@@ -25,6 +25,7 @@ from cn_clip.data.store import SplitWriter  # noqa: E402
 
 OPEN = """
 import json, random, resource, sys, time
+from cn_clip.data.sampler import EpochOrder, MicroBatches
 from cn_clip.data.store import open_split
 
 times = {}
@@ -34,8 +35,15 @@ def lap(name):
     times[name] = time.perf_counter() - started
     started = time.perf_counter()
 
+started = time.perf_counter()
 split = open_split(sys.argv[1])
 lap("open")
+order = EpochOrder.over(len(split.pairs), micro_global=1024, accumulate=1, seed=123)
+step = order.steps_per_epoch * 7 + order.steps_per_epoch // 2
+batches = MicroBatches(order, rank=0, world_size=8, batch_size=128, first_step=step, last_step=step + 9)
+first = next(iter(batches))[0]
+split.images.read(split.pairs.read(first.pair).image_id)
+lap("first pair of a step in the middle of epoch 8")
 columns = split.pairs.columns()
 lap("columns")
 place = random.randrange(len(split.pairs))

@@ -18,7 +18,18 @@ from cn_clip.config.schema import TrainConfig
 from cn_clip.training.build import FOLDERS, resolve_options
 
 ROOT = Path(__file__).parents[2]
-GUIDES = ("data", "training", "training-sets", "multi-node", "evaluation", "zero-shot", "api", "migration")
+GUIDES = (
+    "importing",
+    "data",
+    "inspecting",
+    "training",
+    "training-sets",
+    "multi-node",
+    "evaluation",
+    "zero-shot",
+    "api",
+    "migration",
+)
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 PAGES += [ROOT / "docs" / folder / f"{name}.md" for folder in ("", "zh") for name in GUIDES]
 TRAINING = [ROOT / "docs/training.md", ROOT / "docs/zh/training.md"]
