@@ -56,10 +56,7 @@ def test_a_header_may_not_claim_more_than_pil_opens() -> None:
     jpeg = bytearray(noise("JPEG"))
     frame = jpeg.index(b"\xff\xc0")  # then length, precision, and height and width in two bytes each
     jpeg[frame + 5 : frame + 9] = (60_000).to_bytes(2, "big") * 2
-    assert (
-        find_fault(bytes(jpeg))
-        == "it claims 60000 x 60000 pixels, more than 178,956,970; scale the picture down"
-    )
+    assert find_fault(bytes(jpeg)) == "it claims 60000 x 60000 pixels, more than 178,956,970"
     assert 2 * (Image.MAX_IMAGE_PIXELS or 0) == 178_956_970
 
 

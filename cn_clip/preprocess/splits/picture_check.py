@@ -96,9 +96,7 @@ def _refuse_bomb(width: int, height: int) -> None:
     """A small file may claim a picture that no memory holds; PIL owns the limit, and refuses twice its number."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > 2 * limit:
-        raise BadPictureError(
-            f"it claims {width} x {height} pixels, more than {2 * limit:,}; scale the picture down"
-        )
+        raise BadPictureError(f"it claims {width} x {height} pixels, more than {2 * limit:,}")
 
 
 def _ends_whole(picture: bytes, format: str | None) -> bool:
