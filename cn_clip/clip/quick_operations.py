@@ -3,7 +3,7 @@
 A picture goes through them as PIL's or as an array, whichever the operation before left. `quick_policies` puts them in the
 place of timm's own; what is random timm still draws.
 
-Shapes: H height, W width, P = H·W pixels.
+Shapes: H height, W width, P = H·W pixels, N of them taken from inside the picture.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     Picture = Image | Pixels_HWC
     """Of three colours."""
 
+Numbers = np.ndarray[Any, Any]
+"""Any: of integers or floats, as numpy's own hints leave it."""
 Operation = Callable[..., Any]
 """(picture, magnitudes, `fillcolor` and `resample` by name) -> picture; Any: of either kind, as timm passes it on."""
 Matrix = tuple[float, float, float, float, float, float]
@@ -135,38 +137,40 @@ def _weights(size: tuple[int, int], matrix: Matrix, fill: tuple[int, ...]) -> tu
     y_HW, x_HW = np.mgrid[:height, :width] + 0.5
     from_x_P, from_y_P = ((a * x_HW + b * y_HW + c).ravel(), (d * x_HW + e * y_HW + f).ravel())
     inside_P = (from_x_P >= 0) & (from_x_P < width) & (from_y_P >= 0) & (from_y_P < height)
-    columns_P4, across_P4 = _neighbours(from_x_P, width)
-    rows_P4, down_P4 = _neighbours(from_y_P, height)
-    taken_from_P44 = rows_P4[:, :, None] * width + columns_P4[:, None]
-    shares_P44 = (down_P4[:, :, None] * across_P4[:, None])[inside_P]
-    places = np.stack([np.repeat(np.flatnonzero(inside_P), 16), taken_from_P44[inside_P].ravel()])
-    # PIL cuts fractions off; the small number keeps a sum of 254.9999 what it would be without rounding errors
-    from_outside_P3 = np.where(inside_P[:, None], 1e-3, np.array(fill)).astype(np.float32)
-    return _sparse(places, shares_P44.ravel(), height * width), torch.from_numpy(from_outside_P3)
-
-
-def _sparse(places: np.ndarray[Any, Any], values: np.ndarray[Any, Any], side: int) -> Tensor:
-    """(side, side) of values at (2, n) places; those at one place, as at an edge, are added."""
-    added = torch.sparse_coo_tensor(
-        torch.from_numpy(places), torch.from_numpy(values), (side, side), check_invariants=True
-    ).coalesce()
+    columns_N4, across_N4 = _neighbours(from_x_P[inside_P], width)
+    rows_N4, down_N4 = _neighbours(from_y_P[inside_P], height)
+    shares_N44 = down_N4[:, :, None] * across_N4[:, None]
+    taken_N44 = shares_N44 != 0
+    num_taken_P = np.zeros(len(inside_P), np.int32)
+    num_taken_P[inside_P] = taken_N44.sum((1, 2))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        by_rows = added.to_sparse_csr()
-        # 32 bits, which MKL multiplies by without converting them each time
-        return torch.sparse_csr_tensor(
-            by_rows.crow_indices().int(),
-            by_rows.col_indices().int(),
-            by_rows.values().float(),
-            (side, side),
+        weights_PP = torch.sparse_csr_tensor(
+            # 32 bits, which MKL multiplies by without converting them each time
+            torch.from_numpy(np.concatenate([[0], np.cumsum(num_taken_P)]).astype(np.int32)),
+            torch.from_numpy((rows_N4[:, :, None] * width + columns_N4[:, None])[taken_N44].astype(np.int32)),
+            torch.from_numpy(shares_N44[taken_N44].astype(np.float32)),
+            (height * width, height * width),
             check_invariants=True,
         )
+    # PIL cuts fractions off; the small number keeps a sum of 254.9999 what it would be without rounding errors
+    from_outside_P3 = np.where(inside_P[:, None], 1e-3, np.array(fill)).astype(np.float32)
+    return weights_PP, torch.from_numpy(from_outside_P3)
 
 
-def _neighbours(place_P: np.ndarray[Any, Any], length: int) -> tuple[np.ndarray[Any, Any], ...]:
-    """Of the two pixels before and the two after a place: their indices (P, 4), and weights (P, 4) by Keys' filter, a = -1."""
-    before_P = np.floor(place_P - 0.5)
-    t = place_P - 0.5 - before_P
-    weights = (-t * (1 - t) ** 2, 1 - 2 * t**2 + t**3, t * (1 + t - t**2), -(t**2) * (1 - t))
-    indices_P4 = before_P[:, None].astype(np.int64) + np.arange(-1, 3)
-    return np.clip(indices_P4, 0, length - 1), np.stack(weights, axis=1)
+def _neighbours(place_N: Numbers, length: int) -> tuple[Numbers, Numbers]:
+    """Of the two pixels before and the two after a place: their indices (N, 4), and weights (N, 4) by Keys' filter, a = -1.
+
+    Beyond an edge stands the pixel at the edge: its weights are added up in one of its columns, and 0 in the others.
+    """
+    before_N = np.floor(place_N - 0.5)
+    t = place_N - 0.5 - before_N
+    weights_N4 = np.stack(
+        [-t * (1 - t) ** 2, 1 - 2 * t**2 + t**3, t * (1 + t - t**2), -(t**2) * (1 - t)], axis=1
+    )
+    indices_N4 = np.clip(before_N[:, None].astype(np.int64) + np.arange(-1, 3), 0, length - 1)
+    for column in range(3):
+        same_N = indices_N4[:, column] == indices_N4[:, column + 1]
+        weights_N4[same_N, column + 1] += weights_N4[same_N, column]
+        weights_N4[same_N, column] = 0
+    return indices_N4, weights_N4

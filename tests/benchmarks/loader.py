@@ -8,7 +8,8 @@ their own for the whole run and are asked in turn, so that what else the machine
 medians over the turns: pictures per second by the clock, the workers' CPU milliseconds per picture (the steadier number
 on a busy machine), and both ratios. Linux only.
 
-The pictures are synthetic: fine structure as photos have it, edges, text-like strokes, gradients and grain.
+The pictures are synthetic: fine structure as photos have it, edges, text-like strokes, gradients and grain. What a JPEG takes
+to decode grows with its bytes, and both sides decode with libjpeg-turbo, so each size comes twice, at quality 75 and 90.
 """
 
 from __future__ import annotations
@@ -34,9 +35,12 @@ import numpy as np  # noqa: E402
 from pictures import Kind, encode, photo  # noqa: E402
 
 KINDS = (
-    Kind("500x375", 500, 375, grain=2.0, count=256),
-    Kind("2000x1500", 2000, 1500, grain=2.0, count=24),
+    Kind("500x375", 500, 375, grain=2.0, quality=75, count=256),
+    Kind("500x375-fine", 500, 375, grain=2.0, quality=90, count=256),
+    Kind("2000x1500", 2000, 1500, grain=2.0, quality=75, count=24),
+    Kind("2000x1500-fine", 2000, 1500, grain=2.0, quality=90, count=24),
 )
+IMAGE_PX = 224
 CAPTION = "一只白色的小狗在草地上追着红色的球跑，远处有几个人站着看"
 
 SERVE = """
@@ -144,7 +148,8 @@ class Side:
             "workers": workers,
             "batches": batches,
             "batch_size": batch_size,
-            "skip": 3 * workers,
+            # a run's first augmented pictures also pay for what all later ones share
+            "skip": (8 if augment else 3) * workers,
         }
         _pipe(self._process.stdin).write(json.dumps(asked) + "\n")
         _pipe(self._process.stdin).flush()
@@ -170,14 +175,22 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=1.5, help="of the reference's work in one turn, roughly"
     )
+    parser.add_argument("--kinds", nargs="+", default=[kind.name for kind in KINDS])
+    parser.add_argument("--quality", action="store_true", help="only how far fast pictures are off")
     parser.add_argument("--exact", action="store_true", help="time our exact mode too")
     flags = parser.parse_args()
+    kinds = [kind for kind in KINDS if kind.name in flags.kinds]
+    if flags.quality:
+        for kind in kinds:
+            report_quality(kind)
+        return
     if not flags.reference:
         parser.error("--reference DIR or CN_CLIP_REFERENCE_DIR must name the folder of the reference package")
     with tempfile.TemporaryDirectory() as folder:
-        for kind in KINDS:
+        for kind in kinds:
             mean_kb = write_stores(Path(folder) / kind.name, kind)
             print(f"{kind.name} JPEG, {mean_kb:.0f} kB each", flush=True)
+            report_quality(kind)
             with sides(Path(flags.reference), flags.exact) as both:
                 for augment in (False, True):
                     report(both, Path(folder) / kind.name, kind, augment, flags)
@@ -185,17 +198,50 @@ def main() -> None:
 
 def write_stores(folder: Path, kind: Kind) -> float:
     """The same pictures and captions in the reference's format and in ours; the pictures' mean size in kB."""
+    from cn_clip.clip.tokenizer import caption_ids, tokenizer_fingerprint
+    from cn_clip.data.captions import preprocess_text
     from cn_clip.data.store import SplitWriter
 
-    pictures = [encode(photo(kind.width, kind.height, seed, kind.grain)) for seed in range(kind.count)]
     folder.mkdir()
-    with SplitWriter(folder / "theirs", "reference") as theirs, SplitWriter(folder / "ours") as ours:
-        for number, raw in enumerate(pictures):
-            cut = 8 + number % (len(CAPTION) - 8)
-            for writer in (theirs, ours):
-                writer.add_image(number, raw, "made here")
-                writer.add_pair(number, number, f"{CAPTION[:cut]}{number}")
-    return float(np.mean([len(raw) for raw in pictures])) / 1000
+    sizes = []
+    with (
+        SplitWriter(folder / "theirs", "reference") as theirs,
+        SplitWriter(folder / "ours", tokenizer=tokenizer_fingerprint()) as ours,
+    ):
+        for number in range(kind.count):
+            raw = make(kind, number)
+            caption = f"{CAPTION[: 8 + number % (len(CAPTION) - 8)]}{number}"
+            theirs.add_image(number, raw, "made here")
+            theirs.add_pair(number, number, caption)
+            ours.add_image(number, raw, "made here", size=(kind.width, kind.height))
+            ours.add_pair(number, number, caption, caption_ids(preprocess_text(caption)))
+            sizes.append(len(raw))
+    return float(np.mean(sizes)) / 1000
+
+
+def make(kind: Kind, seed: int) -> bytes:
+    return encode(photo(kind.width, kind.height, seed, kind.grain), quality=kind.quality)
+
+
+def report_quality(kind: Kind, count: int = 12) -> None:
+    """How far fast pixels are from exact ones, over some pictures, the worst of each figure."""
+    from PIL import Image
+
+    from cn_clip.clip.decode import open_picture
+    from cn_clip.clip.transform import fast_transform
+
+    offs = []
+    for raw in (make(kind, seed) for seed in range(count)):
+        exact = np.asarray(open_picture(raw).resize((IMAGE_PX, IMAGE_PX), Image.Resampling.BICUBIC)).astype(
+            int
+        )
+        offs.append(np.abs(fast_transform(IMAGE_PX)(raw).permute(1, 2, 0).numpy() - exact))
+    print(
+        f"  {kind.name}, fast against exact, in levels of 255: mean {max(off.mean() for off in offs):.3f}, within 2 "
+        f"{min((off <= 2).mean() for off in offs):.5f}, within 4 {min((off <= 4).mean() for off in offs):.5f}, "
+        f"most {max(off.max() for off in offs)}",
+        flush=True,
+    )
 
 
 @contextmanager

@@ -21,6 +21,8 @@ class Kind:
     height: int
     grain: float
     """Deviation of the noise of each pixel, in levels of 255."""
+    quality: int
+    """Of the JPEG."""
     count: int
     """Different pictures."""
 
