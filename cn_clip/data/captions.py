@@ -64,18 +64,26 @@ def read_caption_rows(
             for row, line in enumerate(file, start=1):
                 line = line.removeprefix(_BOM) if row == 1 else line
                 if line and not line.isspace():
-                    try:
-                        yield _read_row(line, row, labelled)
-                    except _UnusableError as error:
-                        yield BadRow(
-                            path=path,
-                            row=row,
-                            column=error.column,
-                            reason=error.reason,
-                            is_unended=error.may_be_cut and not line.endswith(b"\n"),
-                        )
+                    yield read_caption_row(line, row, path, labelled=labelled)
     except OSError as error:
         raise DataError(f"cannot read the captions {path}: {error.strerror}") from error
+
+
+def read_caption_row(line: bytes, row: int, path: Path, *, labelled: bool = True) -> Caption | BadRow:
+    """One line of the file, not blank, with its line end and without a byte order mark.
+
+    `row` and `path` are for the sentence of a row that cannot be used.
+    """
+    try:
+        return _read_row(line, row, labelled)
+    except _UnusableError as error:
+        return BadRow(
+            path=path,
+            row=row,
+            column=error.column,
+            reason=error.reason,
+            is_unended=error.may_be_cut and not line.endswith(b"\n"),
+        )
 
 
 class _UnusableError(Exception):

@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cn_clip.data.bad_rows import BadRow
-from cn_clip.data.captions import Caption, caption_key, preprocess_text, read_caption_rows, read_captions
+from cn_clip.data.captions import (
+    Caption,
+    caption_key,
+    preprocess_text,
+    read_caption_row,
+    read_caption_rows,
+    read_captions,
+)
 from cn_clip.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +41,21 @@ def test_rows_in_file_order(tmp_path: Path) -> None:
 def test_bom_windows_line_ends_and_blank_lines(tmp_path: Path) -> None:
     rows = read(tmp_path, b"\xef\xbb\xbf" + GOOD + b"\r\n\r\n  \n" + GOOD + b"\r\n\n")
     assert [caption.row for caption in rows] == [1, 4]
+
+
+@pytest.mark.parametrize("end", ["\n", "\u3000\n", "\x85", "\x1c\r\n"])
+def test_a_row_may_end_in_any_white_space(end: str) -> None:
+    assert read_caption_row(GOOD + end.encode(), 3, Path("a")) == Caption(8, "猫", (17, 21), 3)
+
+
+def test_one_row_gets_the_sentence_of_the_file() -> None:
+    bad = read_caption_row(b'{"text_id": 1, "text": "a"}\n', 3, Path("a"))
+    assert isinstance(bad, BadRow) and str(bad).startswith("a row 3: field image_ids is missing")
+    assert read_caption_row(b'{"text_id": 1, "text": "a"}\n', 3, Path("a"), labelled=False) == Caption(
+        1, "a", (), 3
+    )
+    cut = read_caption_row(GOOD[:-1], 3, Path("a"))
+    assert isinstance(cut, BadRow) and cut.is_unended
 
 
 @pytest.mark.parametrize(
