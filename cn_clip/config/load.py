@@ -71,6 +71,10 @@ def _laid_over(base: Settings, settings: Settings) -> dict[str, Any]:
     return merged
 
 
+# the last two: a date in no calendar or a number of thousands of digits, and lists in lists in lists
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
 def _parsed(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
@@ -80,7 +84,7 @@ def _parsed(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not a text file in UTF-8: give a YAML of settings") from error
     try:
         settings = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if settings is None:
         return {}
@@ -98,7 +102,7 @@ def parse_override(word: str) -> tuple[str, Any]:
         raise ConfigError(f"--set takes NAME=VALUE, for example optim.lr=1e-5, not {word!r}")
     try:
         return path, yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise ConfigError(f"--set {word}: the value is not valid YAML") from error
 
 

@@ -56,7 +56,7 @@ class Run:
     """Leave out the optimizer state of the checkpoint that is resumed."""
     reset_position: bool = False
     """Start at epoch 0, step 0 instead of where the checkpoint that is resumed stopped."""
-    seed: int = number(123, at_least=0)
+    seed: int = number(123, at_least=0, below=2**62)
     """Of data order, dropout, FLIP masks, augmentation and fresh weights."""
     device: str = "auto"
     """`auto` (CUDA when there is one, else CPU) or a torch device name."""

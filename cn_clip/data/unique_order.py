@@ -19,6 +19,7 @@ from cn_clip.errors import DataError
 logger = logging.getLogger(__name__)
 
 Indices = NDArray[np.int64]
+_MANY = 0.01  # of the pairs: a few that an epoch leaves out have their turn in the next
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ class UniqueOrder(EpochOrder):
         shuffled = super().at(epoch, 0, self.num_padded).numpy()
         pairs, num_left_out = compose(shuffled, columns, self.global_batch, self.steps_per_epoch)
         if num_left_out:
-            logger.warning(
+            level = logging.WARNING if num_left_out > _MANY * self.num_pairs else logging.INFO
+            logger.log(
+                level,
                 "Epoch %d leaves out %d of %d pairs: their picture or caption is in every batch that had room.",
                 epoch + 1,
                 num_left_out,
@@ -62,27 +65,47 @@ def compose(shuffled: Indices, columns: PairColumns, batch: int, num_batches: in
     _, first = np.unique(shuffled, return_index=True)
     # without the copies that pad an epoch: they are drawn again where there is room
     once = shuffled[np.sort(first)]
+    pairs = once
+    for keys in (columns.image_ids, columns.caption_keys):
+        pairs = pairs[_thinned(keys[pairs], num_batches)]
     batches = np.empty((num_batches, batch), np.int64)
-    waiting, num_read, again = once[:0], 0, 0
+    waiting, num_read, again = pairs[:0], 0, 0
     for number in range(num_batches):
-        picked, waiting = _pick(once[:0], waiting, columns, batch)
-        while len(picked) < batch and num_read < len(once):
-            more = once[num_read : num_read + batch]
+        picked, waiting = _pick(pairs[:0], waiting, columns, batch)
+        while len(picked) < batch and num_read < len(pairs):
+            more = pairs[num_read : num_read + batch]
             num_read += len(more)
             picked, passed_over = _pick(picked, more, columns, batch)
             waiting = np.concatenate([waiting, passed_over])
         if len(picked) < batch:
-            picked = _fill(picked, np.roll(once, -again), columns, batch)
-            again += batch  # each batch is filled up from another place
+            picked, again = _fill(picked, once, again, columns, batch)
         batches[number] = picked
-    return batches.reshape(-1), len(waiting)
+    return batches.reshape(-1), len(once) - len(pairs) + len(waiting)
 
 
-def _fill(picked: Indices, pairs: Indices, columns: PairColumns, batch: int) -> Indices:
-    for start in range(0, len(pairs), batch):
-        picked, _ = _pick(picked, pairs[start : start + batch], columns, batch)
+def _thinned(keys: Indices, most: int) -> NDArray[np.bool_]:
+    """Which of these to keep so that no key comes more often than `most`, evenly over their order.
+
+    More than one a batch have no place; left among those that wait, they would be looked at for every batch.
+    """
+    by_key = np.argsort(keys, kind="stable")
+    _, starts, counts = np.unique(keys[by_key], return_index=True, return_counts=True)
+    place = np.arange(len(keys)) - np.repeat(starts, counts)
+    count = np.repeat(counts, counts)
+    kept = np.empty(len(keys), bool)
+    kept[by_key] = (count <= most) | ((place + 1) * most // count > place * most // count)
+    return kept
+
+
+def _fill(
+    picked: Indices, pairs: Indices, start: int, columns: PairColumns, batch: int
+) -> tuple[Indices, int]:
+    """A full batch with the next pairs from `start` on, round and round; and where the next one may begin."""
+    for read in range(0, len(pairs), batch):
+        places = (start + np.arange(read, min(read + batch, len(pairs)))) % len(pairs)
+        picked, _ = _pick(picked, pairs[places], columns, batch)
         if len(picked) == batch:
-            return picked
+            return picked, (start + read + batch) % len(pairs)
     raise DataError(
         f"no {batch} pairs can stand together without a picture or caption that repeats (at most {len(picked)} were "
         "found): lower train.batch_size or train.accumulate, or set data.sampler=shuffled with loss.targets=positives"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -86,10 +87,11 @@ def contrastive_gradients(
     dLoss/dS = (e^(S - lse_row) + e^(S - lse_col) - Y/ΣY_row - Y/ΣY_col) / 2N.
     """
     row, column = _Line.empty(len(image_RE), image_RE), _Line.empty(len(text_NE), text_NE)
-    if targets == "diagonal" and len(column_ids.pair_ids.unique()) < len(text_NE):
-        targets = "diagonal without copies"
+    # an epoch is padded with copies; comparing ids in every tile costs time, so they are looked for once
+    has_copies = len(column_ids.pair_ids.unique()) < len(text_NE)
+    judge = partial(_judged, rows=row_ids, columns=column_ids, targets=targets, has_copies=has_copies)
     for i, j in _tiles(len(image_RE), len(text_NE), tile):
-        logits, match = _tile(scale * (image_RE[i] @ text_NE[j].T), row_ids, column_ids, i, j, targets)
+        logits, match = judge(scale * (image_RE[i] @ text_NE[j].T), i, j)
         row.add(i, logits, match, dim=1)
         column.add(j, logits, match, dim=0)
     column = _Line.combined(gather_columns(column.stacked()))
@@ -102,7 +104,7 @@ def contrastive_gradients(
     )
     for i, j in _tiles(len(image_RE), len(text_NE), tile):
         cosine = image_RE[i] @ text_NE[j].T
-        logits, match = _tile(scale * cosine, row_ids, column_ids, i, j, targets)
+        logits, match = judge(scale * cosine, i, j)
         weight = (1 / row.positives[i, None] + 1 / column.positives[None, j]).masked_fill_(~match, 0)
         d_logits = (logits - row.lse[i, None]).exp_() + (logits - column.lse[None, j]).exp_() - weight
         d_logits /= 2 * num
@@ -122,14 +124,14 @@ def _tiles(num_rows: int, num_columns: int, tile: int) -> Iterator[tuple[slice, 
             yield slice(top, min(top + tile, num_rows)), slice(left, min(left + tile, num_columns))
 
 
-def _tile(
-    logits_ij: Tensor, rows: PairIds, columns: PairIds, i: slice, j: slice, targets: str
+def _judged(
+    logits_ij: Tensor, i: slice, j: slice, *, rows: PairIds, columns: PairIds, targets: str, has_copies: bool
 ) -> tuple[Tensor, Tensor]:
     """Logits of a tile with what must not count at -inf, and where its positives are."""
     own = rows.positions[i, None] == columns.positions[None, j]
-    if targets == "diagonal":
+    if targets == "diagonal" and not has_copies:
         return logits_ij, own
-    if targets == "diagonal without copies":
+    if targets == "diagonal":
         copies = rows.pair_ids[i, None] == columns.pair_ids[None, j]
         return logits_ij.masked_fill(copies & ~own, float("-inf")), own
     same = (

@@ -212,6 +212,9 @@ def test_bad_set_words_are_refused(word: str) -> None:
     [
         (b"- 1\n- 2\n", "must hold settings by name"),
         (b"train: {batch_size: 1\n", "is not valid YAML"),
+        (b"run: {name: 2024-02-30}\n", "is not valid YAML"),
+        (b"run: {seed: " + b"9" * 5000 + b"}\n", "is not valid YAML"),
+        (b"run: " + b"[" * 2000, "is not valid YAML"),
         (b"!!python/object/apply:os.system ['true']", "is not valid YAML"),
         (b"\xff\xfe\x00", "is not"),
         (

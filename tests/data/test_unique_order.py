@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
 
+from cn_clip.data import unique_order
 from cn_clip.data.pairs import PairColumns, PairSource, RawPair
 from cn_clip.data.sampler import EpochOrder, MicroBatches
 from cn_clip.data.unique_order import UniqueOrder
@@ -97,3 +99,22 @@ def test_what_repeats_too_often_is_left_out_and_said(caplog: pytest.LogCaptureFi
 def test_batches_that_cannot_be_are_refused() -> None:
     with pytest.raises(DataError, match=r"no 8 pairs can stand together .* \(at most 4"):
         unique(Columns(list(range(40)), [number % 4 for number in range(40)]), 8).indices(0)
+
+
+def test_a_caption_of_a_tenth_of_the_set_does_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking again at all that wait, for every batch, would take hours for millions of pairs."""
+    looked_at = 0
+    pick = unique_order._pick
+
+    def counted(picked: Any, pairs: Any, *others: Any) -> Any:
+        nonlocal looked_at
+        looked_at += len(pairs)
+        return pick(picked, pairs, *others)
+
+    monkeypatch.setattr(unique_order, "_pick", counted)
+    often = np.random.default_rng(0).random(20_000) < 0.1
+    source = Columns(list(range(20_000)), np.where(often, 0, np.arange(20_000) + 1).tolist())
+    pairs = unique(source, 64).indices(0).numpy()
+    in_batches = often[pairs].reshape(-1, 64).sum(1)
+    assert in_batches.max() == 1 and in_batches.mean() > 0.8
+    assert looked_at < 3 * 20_000

@@ -67,12 +67,15 @@ class OneCaptionPerPicture(PairSource):
 
     def __init__(self, pairs: LmdbPairs) -> None:
         self._pairs = pairs
-        image_ids = pairs.columns(epoch=0, seed=0).image_ids
-        self._by_picture = np.argsort(image_ids, kind="stable")
-        _, self._starts, self._counts = np.unique(
-            image_ids[self._by_picture], return_index=True, return_counts=True
-        )
         self.num_images = pairs.num_images
+        image_ids = pairs.columns(epoch=0, seed=0).image_ids
+        by_picture = np.argsort(image_ids, kind="stable")
+        _, starts, counts = np.unique(image_ids[by_picture], return_index=True, return_counts=True)
+        # small numbers: every worker process has a copy of its own where processes are not forked
+        small = np.int32 if len(pairs) < 2**31 else np.int64
+        self._by_picture, self._starts, self._counts = (
+            numbers.astype(small) for numbers in (by_picture, starts, counts)
+        )
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -90,7 +93,5 @@ class OneCaptionPerPicture(PairSource):
         """Pair that stands for each of these pictures in this epoch."""
         choices = mixed(pictures.astype(np.uint64) + np.uint64(stable_seed(seed, epoch)))
         counts = self._counts[pictures].astype(np.uint64)
-        drawn: NDArray[np.int64] = self._by_picture[
-            self._starts[pictures] + (choices % counts).astype(np.int64)
-        ]
-        return drawn
+        places = self._starts[pictures].astype(np.int64) + (choices % counts).astype(np.int64)
+        return self._by_picture[places].astype(np.int64)
