@@ -54,9 +54,19 @@ class PairLoader:
     """Batches in order; DataError, one sentence, for a pair that cannot be read, or for too many that others stand in for."""
 
     def __init__(
-        self, batches: DataLoader[PairBatch | BadPair], num_batches: int, *, max_bad_share: float = 0.0
+        self,
+        batches: DataLoader[PairBatch | BadPair],
+        num_batches: int,
+        *,
+        max_bad_share: float | None,
+        advice: str,
     ) -> None:
-        self._batches, self._num_batches, self._max_bad_share = batches, num_batches, max_bad_share
+        """
+        max_bad_share: of the pairs, for which others may stand in; None lets none.
+        advice: how to find what cannot be read.
+        """
+        self._batches, self._num_batches = batches, num_batches
+        self._max_bad_share, self._advice = max_bad_share, advice
         self.num_pairs = self.num_bad = 0
         """Pairs handed over, and how many of them stand in for one that could not be read."""
 
@@ -68,17 +78,21 @@ class PairLoader:
         collate: Collate,
         workers: Workers,
         *,
-        max_bad_share: float = 0.0,
+        max_bad_share: float | None = None,
     ) -> PairLoader:
         """Batches of a dataset's pairs in the order of a sampler."""
         batches = workers.loader(dataset, batch_sampler=sampler, collate_fn=collate)
-        return cls(batches, len(cast(Sized, sampler)), max_bad_share=max_bad_share)
+        advice = "cn-clip inspect finds all such pairs of an LMDB"
+        return cls(batches, len(cast(Sized, sampler)), max_bad_share=max_bad_share, advice=advice)
 
     @classmethod
-    def streamed(cls, batches: StreamBatches, workers: Workers, *, max_bad_share: float = 0.0) -> PairLoader:
+    def streamed(
+        cls, batches: StreamBatches, workers: Workers, *, max_bad_share: float | None = None
+    ) -> PairLoader:
         """Batches as the workers make them of a stream."""
         loader = workers.loader(batches, batch_size=None, collate_fn=_unchanged)
-        return cls(loader, batches.num_batches, max_bad_share=max_bad_share)
+        advice = "get the shard again, or leave it out"
+        return cls(loader, batches.num_batches, max_bad_share=max_bad_share, advice=advice)
 
     def __len__(self) -> int:
         return self._num_batches
@@ -87,7 +101,7 @@ class PairLoader:
         try:
             for batch in _until_death(self._batches):
                 if isinstance(batch, BadPair):
-                    raise DataError(f"{batch.reason}; or train on without such pairs: data.bad_pairs=skip")
+                    raise DataError(f"{batch.reason}; {self._way_out()}")
                 self._count(batch)
                 yield batch
         finally:
@@ -106,11 +120,17 @@ class PairLoader:
                 logger.warning("Another pair stands in for one that cannot be read: %s", reason)
             if self.num_bad == SHOWN:
                 logger.warning("Further pairs that cannot be read are only counted.")
-        if self.num_bad > self._max_bad_share * max(self.num_pairs, FEW_PAIRS) and batch.replaced:
+        share = self._max_bad_share or 0.0
+        if batch.replaced and self.num_bad > share * max(self.num_pairs, FEW_PAIRS):
             raise DataError(
-                f"{self.num_bad} of the first {self.num_pairs} pairs cannot be read, more than data.max_bad_share="
-                f"{self._max_bad_share}; the last: {batch.replaced[-1]}; look at the set with cn-clip inspect, and mend it"
+                f"{self.num_bad} of the first {self.num_pairs} pairs cannot be read, more than data.max_bad_share={share}; "
+                f"the last: {batch.replaced[-1]}; {self._advice}"
             )
+
+    def _way_out(self) -> str:
+        if self._max_bad_share is not None:  # nothing that could stand in could be read either
+            return self._advice
+        return f"mend it ({self._advice}), or train on without such pairs: data.bad_pairs=skip"
 
 
 def _until_death(batches: Iterable[PairBatch | BadPair]) -> Iterator[PairBatch | BadPair]:

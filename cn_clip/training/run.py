@@ -51,6 +51,13 @@ def _train(config: TrainConfig, run_dir: RunDir, ranks: Ranks) -> None:
     data = TrainingData(config, sources, ranks, pad_id=model.bert.pad_id)
     per_epoch = data.order.steps_per_epoch
     max_steps = config.train.max_steps or per_epoch * config.train.max_epochs
+    if config.optim.warmup_steps >= max_steps:
+        logger.warning(
+            "The learning rate warms up for %d steps, the whole run has %d: it never reaches its peak. "
+            "Lower optim.warmup_steps (--warmup).",
+            config.optim.warmup_steps,
+            max_steps,
+        )
     resume_from = from_main(_resume_path(config, run_dir), ranks)
     if resume_from is None and config.model.init_from is not None:
         initialise(model, config.model.init_from)

@@ -111,7 +111,7 @@ class TrainingData:
                 replace_bad=config.data.bad_pairs == "skip",
             )
             workers = self._workers(config.data.num_workers)
-            return PairLoader.streamed(batches, workers, max_bad_share=config.data.max_bad_share)
+            return PairLoader.streamed(batches, workers, max_bad_share=self._max_bad_share)
         sampler = MicroBatches(
             self.order,
             rank=self._ranks.rank,
@@ -145,6 +145,13 @@ class TrainingData:
 
     def _valid_loader(self, source: PairSource) -> PairLoader:
         batch_size = self._config.validate.batch_size
+        if len(source) < batch_size * self._ranks.world_size:
+            logger.warning(
+                "Validation has %d pairs, fewer than one batch of %d: some count twice in it, against each other. "
+                "Lower validate.batch_size (--valid-batch-size).",
+                len(source),
+                batch_size * self._ranks.world_size,
+            )
         order = EpochOrder.over(
             len(source),
             micro_global=batch_size * self._ranks.world_size,
@@ -169,8 +176,13 @@ class TrainingData:
             sampler,
             self._collate,
             self._workers(num_workers),
-            max_bad_share=data.max_bad_share,
+            max_bad_share=self._max_bad_share,
         )
+
+    @property
+    def _max_bad_share(self) -> float | None:
+        data = self._config.data
+        return data.max_bad_share if data.bad_pairs == "skip" else None
 
     def _workers(self, num: int) -> Workers:
         return Workers(

@@ -41,7 +41,7 @@ def sampled(read_pair: ReadPair, collate: Collate) -> Callable[..., list[PairBat
             sampler,
             collate,
             Workers(num=num_workers),
-            max_bad_share=share,
+            max_bad_share=share if skip else None,
         )
         return list(loader)
 
@@ -67,7 +67,7 @@ def streamed(read_pair: ReadPair, collate: Collate) -> Callable[..., list[PairBa
             last_step=NUM_STEPS,
             replace_bad=skip,
         )
-        return list(PairLoader.streamed(made, Workers(num=num_workers), max_bad_share=0.3))
+        return list(PairLoader.streamed(made, Workers(num=num_workers), max_bad_share=0.3 if skip else None))
 
     return batches
 
