@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cn_clip.data.bad_rows import BadRow
+from cn_clip.data.table_format import BOM
 from cn_clip.errors import DataError
 
-_BOM = b"\xef\xbb\xbf"
 _SHAPE = '{"text_id": 8, "text": "…", "image_ids": [17]}'
 MAX_ID = 2**63 - 1
 """Ids travel in int64 tensors."""
@@ -62,7 +62,7 @@ def read_caption_rows(
     try:
         with path.open("rb", buffering=1 << 20) as file:
             for row, line in enumerate(file, start=1):
-                line = line.removeprefix(_BOM) if row == 1 else line
+                line = line.removeprefix(BOM) if row == 1 else line
                 if line and not line.isspace():
                     yield read_caption_row(line, row, path, labelled=labelled)
     except OSError as error:

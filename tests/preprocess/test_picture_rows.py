@@ -100,7 +100,7 @@ def test_a_file_cut_anywhere_is_an_error(
 
 
 def test_a_row_without_end_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cn_clip.preprocess.splits.line_blocks._MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("cn_clip.preprocess.splits.line_blocks.MAX_ROW_BYTES", 1000)
     with pytest.raises(DataError, match="row 1: longer than 1,000 bytes"):
         read(tmp_path, b"7\t" + b"A" * 5000)
 

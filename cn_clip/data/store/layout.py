@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from cn_clip.data.store.old_pickle import read_flat_pickle
+from cn_clip.data.table_format import STANDARD_ALPHABET
 
 Format = Literal["v2", "reference"]
 
@@ -62,7 +63,6 @@ STOP_SENTENCE = (
 """Stands where the reference expects a number, so that its `int()` stops and shows it."""
 COLUMNS_ROWS = 65_536
 
-_STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 _CHECK_BYTES = 4
 _FACTS = struct.Struct("<IIII16s")
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -167,7 +167,7 @@ def decode_reference_picture(value: bytes) -> bytes:
     try:
         return pybase64.b64decode(value, validate=True)
     except binascii.Error:
-        return binascii.a2b_base64(value.translate(_STANDARD_ALPHABET))
+        return binascii.a2b_base64(value.translate(STANDARD_ALPHABET))
 
 
 def encode_facts(facts: PictureFacts) -> bytes:

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cn_clip.data.table_format import BOM, MAX_ROW_BYTES
 from cn_clip.errors import DataError
 
 _BLOCK_BYTES = 2 << 20
-_MAX_ROW_BYTES = 512 << 20  # a file without line ends must not be read into memory whole
-_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +34,14 @@ def read_blocks(path: Path) -> Iterator[LineBlock]:
         with path.open("rb") as file:
             while content := file.read(_BLOCK_BYTES):
                 if not content.endswith(b"\n"):
-                    content += file.readline(_MAX_ROW_BYTES + 1)
+                    content += file.readline(MAX_ROW_BYTES + 1)
                 num_bytes = len(content)
                 if first_row == 1:
-                    content = content.removeprefix(_BOM)
+                    content = content.removeprefix(BOM)
                 line_ends = _find_line_ends(content)
-                if len(content) - content.rfind(b"\n", 0, -1) - 1 > _MAX_ROW_BYTES:
+                if len(content) - content.rfind(b"\n", 0, -1) - 1 > MAX_ROW_BYTES:
                     row = first_row + len(line_ends) - 1
-                    raise DataError(f"{path} row {row}: longer than {_MAX_ROW_BYTES:,} bytes; is this a TSV?")
+                    raise DataError(f"{path} row {row}: longer than {MAX_ROW_BYTES:,} bytes; is this a TSV?")
                 yield LineBlock(path, content, first_row, line_ends, num_bytes)
                 first_row += len(line_ends)
     except OSError as error:

@@ -30,6 +30,11 @@ def find_fault(picture: bytes) -> str | None:
     return None
 
 
+def max_pixels() -> int | None:
+    """Pixels of the largest picture; None for no limit. PIL owns it, and refuses twice its number."""
+    return None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
+
+
 def check_picture(picture: bytes, *, decode: bool = False) -> tuple[int, int]:
     """(width, height) in pixels; BadPictureError for what is no whole picture.
 
@@ -93,10 +98,10 @@ def _check_with_pil(picture: bytes, decode: bool) -> tuple[int, int]:
 
 
 def _refuse_bomb(width: int, height: int) -> None:
-    """A small file may claim a picture that no memory holds; PIL owns the limit, and refuses twice its number."""
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > 2 * limit:
-        raise BadPictureError(f"it claims {width} x {height} pixels, more than {2 * limit:,}")
+    """A small file may claim a picture that no memory holds."""
+    limit = max_pixels()
+    if limit is not None and width * height > limit:
+        raise BadPictureError(f"it claims {width} x {height} pixels, more than {limit:,}")
 
 
 def _ends_whole(picture: bytes, format: str | None) -> bool:

@@ -9,18 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import pybase64
-
 from cn_clip.data.bad_rows import BadRow
 from cn_clip.data.captions import MAX_ID
+from cn_clip.data.table_format import decode_base64
 from cn_clip.preprocess.splits.in_order import in_order
 from cn_clip.preprocess.splits.line_blocks import LineBlock, read_blocks
 from cn_clip.preprocess.splits.picture_check import BadPictureError, check_picture
 
 _SPACE = b" \t\r\n\v\f"
 _LEADING_ZEROS = re.compile(rb"-?0[0-9]+")
-_URL_SAFE = b"-_"
-_STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +98,7 @@ def _read_row(content: bytes, first: int, last: int, row: int, decode: bool) -> 
         _require_columns(content[first:last])
         raise _UnusableError(1, _fault_of_id(content[first:tab]))
     try:
-        picture = _read_base64(memoryview(content)[tab + 1 : last])
+        picture = decode_base64(memoryview(content)[tab + 1 : last])
         size = check_picture(picture, decode=decode)
     except binascii.Error as error:
         _require_columns(content[first:last])
@@ -139,14 +136,3 @@ def _fault_of_id(column: bytes) -> str:
             "write the number without them, in the captions too"
         )
     return f"{shown!r} is not a whole number of 64 bits; number the pictures"
-
-
-def _read_base64(column: memoryview) -> bytes:
-    """The bytes of either alphabet; binascii.Error says what else the column is."""
-    for alphabet in (None, _URL_SAFE):
-        try:
-            return pybase64.b64decode(column, altchars=alphabet, validate=True)
-        except binascii.Error:
-            pass
-    # slower, but it takes both alphabets in one text, and knows the reason
-    return binascii.a2b_base64(bytes(column).translate(_STANDARD_ALPHABET), strict_mode=True)
