@@ -12,15 +12,15 @@ MAX_ROW_BYTES = 512 << 20
 """No row is longer: a file without line ends must not be read into memory whole."""
 STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 """Table for `bytes.translate`: URL-safe base64 in the standard alphabet."""
-_URL_SAFE = b"-_"
 
 
 def decode_base64(text: bytes | memoryview) -> bytes:
     """Strict in all but the alphabet, which may be the standard or the URL-safe one; binascii.Error, a ValueError."""
-    for alphabet in (None, _URL_SAFE):
-        try:
-            return pybase64.b64decode(text, altchars=alphabet, validate=True)
-        except binascii.Error:
-            pass
-    # slower, but it takes both alphabets in one text, and knows the reason
-    return binascii.a2b_base64(bytes(text).translate(STANDARD_ALPHABET), strict_mode=True)
+    try:
+        return pybase64.b64decode(text, validate=True)
+    except binascii.Error:
+        text = bytes(text).translate(STANDARD_ALPHABET)
+    try:
+        return pybase64.b64decode(text, validate=True)
+    except binascii.Error:
+        return binascii.a2b_base64(text, strict_mode=True)  # slower, but it knows the reason
