@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cn_clip.data.tars.samples import count_samples
-from cn_clip.data.tars.shards import is_remote, one_line, open_shard
+from cn_clip.data.tars.shards import check_address, is_remote, one_line, open_shard
 from cn_clip.errors import DataError
 from cn_clip.files import write_atomically
 
@@ -87,6 +87,8 @@ def _keep(path: Path, entries: dict[str, Any]) -> None:  # Any: as in _earlier
 
 def _from_file(counts: str, urls: list[str], names: list[str]) -> Counts:
     """`{shard: samples}`, where a shard goes by its URL, its name inside the set or its file name."""
+    if is_remote(counts):
+        check_address(counts, "counts of the webdataset")
     try:
         with open_shard(counts) as file:
             table = json.loads(file.read())

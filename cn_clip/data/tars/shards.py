@@ -15,7 +15,12 @@ from typing import BinaryIO, cast
 from cn_clip.errors import ConfigError, DataError
 
 BUFFER_BYTES = 1 << 17
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)(?:::.*)?://", re.DOTALL)
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)(?:::.*)?://", re.DOTALL | re.IGNORECASE)
+# By list, since fsspec also opens what is more than a place: `reference:` runs the templates of a file in its older
+# versions, others start programs or log in.
+_STORES = ("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "hf", "hdfs", "memory", "file")
+_CACHES = ("simplecache", "filecache")
+_GLOB = re.compile(r"[*\[]")
 _RANGE = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<words>[^{},]*(?:,[^{},]*)+))\}")
 
 
@@ -41,9 +46,20 @@ def open_shard(url: str) -> AbstractContextManager[BinaryIO]:
     """The open file; a remote one may be a stream that cannot seek."""
     if not is_remote(url):
         return Path(url).open("rb", buffering=BUFFER_BYTES)
+    check_address(url, "a shard")
     import fsspec  # slow to import, and only for remote sets
 
     return cast(AbstractContextManager[BinaryIO], fsspec.open(url, "rb"))
+
+
+def check_address(url: str, where: str) -> None:
+    """ConfigError for an address of a kind that is not opened here; `where` names the setting."""
+    *caches, store = url.split("::")
+    if store.partition("://")[0] not in _STORES or not all(cache in _CACHES for cache in caches):
+        raise ConfigError(
+            f"{where} has {url!r}, but only addresses of {', '.join(_STORES)} are opened here, with {' or '.join(_CACHES)} before "
+            "them: copy the files to one of those"
+        )
 
 
 def find_shards(patterns: Iterable[str], where: str) -> list[str]:
@@ -97,8 +113,10 @@ def _looked_up(url: str, where: str) -> list[str]:
         return _looked_up_remotely(url, where)
     if Path(url).is_dir():
         found = sorted(map(str, Path(url).glob("*.tar")))
+    elif has_magic(url) and not Path(url).is_file():  # a name may hold brackets
+        found = sorted(glob(url))
     else:
-        found = sorted(glob(url)) if has_magic(url) else [url]
+        found = [url]
     if not found:
         raise DataError(f"{where}: there is no .tar at {url}")
     missing = next((path for path in found if not Path(path).is_file()), None)
@@ -108,12 +126,13 @@ def _looked_up(url: str, where: str) -> list[str]:
 
 
 def _looked_up_remotely(url: str, where: str) -> list[str]:
+    check_address(url, where)
     import fsspec
 
     try:
         files, path = fsspec.core.url_to_fs(url)
         # a question mark begins the query of a web address
-        if not url.endswith("/") and not re.search(r"[*\[]", url):
+        if not url.endswith("/") and not _GLOB.search(url):
             return [url]
         names = files.glob(f"{path.rstrip('/')}/*.tar" if url.endswith("/") else path)
         found = [str(files.unstrip_protocol(name)) for name in sorted(names)]
@@ -125,4 +144,6 @@ def _looked_up_remotely(url: str, where: str) -> list[str]:
         raise DataError(f"{where}: cannot reach {url} ({type(error).__name__}: {one_line(error)})") from error
     if not found:
         raise DataError(f"{where}: there is no .tar at {url}")
+    for name in found:
+        check_address(name, where)
     return found
