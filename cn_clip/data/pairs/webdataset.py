@@ -6,7 +6,6 @@ A sample is the members of a tar whose names are the same up to the first dot: a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +17,10 @@ from cn_clip.data.captions import MAX_ID
 from cn_clip.data.pairs import BadPair, PairStream, RawPair
 from cn_clip.data.tars.counts import counted, given_counts
 from cn_clip.data.tars.lanes import TarLane, TarSet
+from cn_clip.data.tars.members import PICTURES, Contents, caption_member, captions_of, fields_of, picture_of
 from cn_clip.data.tars.samples import TarSample
 from cn_clip.data.tars.shards import Shard, find_shards, is_remote, short_names
 from cn_clip.errors import ConfigError, DataError
-
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,60 +90,39 @@ class PairReader:
     """A sample -> the pair it holds, or why it holds none."""
 
     def __init__(self, caption: str) -> None:
-        is_field = caption.startswith("json.")
-        self._caption, self._field = ("json", caption.removeprefix("json.")) if is_field else (caption, "")
-        self.extensions = frozenset((*PICTURES, "json", self._caption))
+        self._caption = caption
+        self.extensions = frozenset((*PICTURES, "json", caption_member(caption)))
 
-    def __call__(self, shard: Shard, sample: TarSample) -> RawPair | BadPair:
+    def __call__(self, shard: Shard, sample: TarSample, round_number: int) -> RawPair | BadPair:
         shown = sample.key.encode(
             "utf-8", "backslashreplace"
         ).decode()  # a name in another encoding can be logged too
         where = f"sample {shown} of {shard.url}"
-        picture = next((sample.contents[name] for name in sample.contents if name in PICTURES), None)
-        if picture is None:
-            return BadPair(f"{where}: there is no picture ({', '.join(PICTURES[:4])}, ...)")
         try:
-            facts = _json(sample.contents.get("json"))
-            caption = self._read_caption(sample, facts)
+            picture, captions = picture_of(sample.contents), captions_of(sample.contents, self._caption)
         except ValueError as error:
             return BadPair(f"{where}: {error}")
-        own = xxhash.xxh3_64_intdigest(f"{shard.name}\0{sample.key}".encode("utf-8", "surrogateescape")) >> 1
-        return RawPair(
-            picture,
-            _id(facts, "image_id", own),
-            _id(facts, "text_id", own),
-            caption,
-            pair_id=own,
-            where=where,
-        )
-
-    def _read_caption(self, sample: TarSample, facts: dict[str, Any]) -> str:
-        content = sample.contents.get(self._caption)
-        if content is None:
-            raise ValueError(f"there is no .{self._caption} with a caption; set caption of the webdataset")
-        if self._field:
-            caption = facts.get(self._field)
-            if not isinstance(caption, str):
-                raise ValueError(f"its .json has no text {self._field!r}; set caption of the webdataset")
-        else:
-            caption = content.decode()  # UnicodeDecodeError is a ValueError
-        caption = caption.strip()
-        caption.encode()  # JSON can hold halves of characters, which no tokenizer takes
-        if not caption:
-            raise ValueError("its caption is empty")
-        return caption
+        facts, own = _facts(sample.contents), _digest(shard.name, sample.key)
+        image_id = _id(facts, "image_id", own)
+        if len(captions) == 1:
+            return RawPair(
+                picture, image_id, _id(facts, "text_id", own), captions[0], pair_id=own, where=where
+            )
+        # in turn, so that as many rounds have each of them once
+        place = (own + round_number) % len(captions)
+        of_caption = _digest(shard.name, sample.key, str(place))
+        return RawPair(picture, image_id, of_caption, captions[place], pair_id=of_caption, where=where)
 
 
-def _json(content: bytes | None) -> dict[str, Any]:  # Any: whatever the JSON holds
-    if content is None:
-        return {}
+def _facts(contents: Contents) -> dict[str, Any]:  # Any: whatever the JSON holds
     try:
-        facts = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"its .json is broken ({error})") from error
-    if not isinstance(facts, dict):
-        raise ValueError("its .json is no object with named fields")
-    return facts
+        return fields_of(contents)
+    except ValueError:
+        return {}  # the caption is good without it, and the names give ids as well
+
+
+def _digest(*names: str) -> int:
+    return xxhash.xxh3_64_intdigest("\0".join(names).encode("utf-8", "surrogateescape")) >> 1
 
 
 def _id(facts: dict[str, Any], name: str, otherwise: int) -> int:  # Any: whatever the JSON holds

@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 MAX_EMPTY_ROUNDS = 10
 """Times the number of lanes: the cuts of the shards move on each round, so by then there are no samples."""
 
-ReadSample = Callable[[Shard, TarSample], RawPair | BadPair]
+ReadSample = Callable[[Shard, TarSample, int], RawPair | BadPair]
+"""What a sample becomes in this round through the set."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class TarLane:
         """Samples of the pieces from the `first` on, shuffled block by block."""
         shuffle = self._tars.shuffle
         number, skip = divmod(first, shuffle)
-        pairs = self._in_order(pieces, number * shuffle)
+        pairs = self._in_order(pieces, round_number, number * shuffle)
         block: list[RawPair | BadPair | None] = list(islice(pairs, shuffle))
         while block:
             seed = stable_seed(self._seed, round_number, self._lane, self._num_lanes, number)
@@ -83,7 +84,7 @@ class TarLane:
                 following.extend(islice(pairs, 1))
             block, number, skip = following, number + 1, 0
 
-    def _in_order(self, pieces: list[Piece], first: int) -> Iterator[RawPair | BadPair]:
+    def _in_order(self, pieces: list[Piece], round_number: int, first: int) -> Iterator[RawPair | BadPair]:
         for index, piece in enumerate(pieces):
             size = self._size([piece]) if first else None
             if size is not None and size <= first:
@@ -91,11 +92,11 @@ class TarLane:
                 continue
             start, first = piece.number(first), 0
             try:
-                yield from self._read(piece, start)
+                yield from self._read(piece, round_number, start)
             except BrokenShardError as error:
-                yield from self._in_place_of_lost(pieces[index:] + pieces[:index], start, error)
+                yield from self._in_place_of_lost(pieces[index:] + pieces[:index], round_number, start, error)
 
-    def _read(self, piece: Piece, start: int = 0) -> Iterator[RawPair | BadPair]:
+    def _read(self, piece: Piece, round_number: int, start: int = 0) -> Iterator[RawPair | BadPair]:
         """Pairs of a piece from number `start` of its shard on; BrokenShardError when it has fewer than its counts say too."""
         shard, num_read = self._tars.shards[piece.shard], 0
         samples = read_samples(
@@ -108,7 +109,7 @@ class TarLane:
                 )
                 return
             if sample is not None:
-                yield self._tars.read_sample(shard, sample)
+                yield self._tars.read_sample(shard, sample, round_number)
             num_read += 1
         if shard.num_samples is not None and num_read < shard.num_samples:
             raise BrokenShardError(
@@ -117,7 +118,7 @@ class TarLane:
             )
 
     def _in_place_of_lost(
-        self, pieces: list[Piece], start: int, error: BrokenShardError
+        self, pieces: list[Piece], round_number: int, start: int, error: BrokenShardError
     ) -> Iterator[BadPair]:
         """A bad pair for each sample from number `start` on that the first piece lost.
 
@@ -125,7 +126,7 @@ class TarLane:
         """
         broken = pieces[0]
         expected = self._tars.shards[broken.shard].num_samples
-        stand_ins = self._good(pieces[1:] + pieces[:1])
+        stand_ins = self._good(pieces[1:] + pieces[:1], round_number)
         for number in range(error.num_samples, error.num_samples + 1 if expected is None else expected):
             if broken.has(number):
                 # drawn before `start` too: which one stands in does not depend on where the lane was entered
@@ -133,14 +134,14 @@ class TarLane:
                 if number >= start:
                     yield BadPair(str(error), instead)
 
-    def _good(self, pieces: list[Piece]) -> Iterator[RawPair]:
+    def _good(self, pieces: list[Piece], round_number: int) -> Iterator[RawPair]:
         """What can be read of these pieces, over and over."""
         any_good = True
         while any_good:
             any_good = False
             for piece in pieces:
                 with suppress(BrokenShardError):
-                    for pair in self._read(piece):
+                    for pair in self._read(piece, round_number):
                         if isinstance(pair, RawPair):
                             any_good = True
                             yield pair

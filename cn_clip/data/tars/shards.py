@@ -18,7 +18,22 @@ BUFFER_BYTES = 1 << 17
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)(?:::.*)?://", re.DOTALL | re.IGNORECASE)
 # By list, since fsspec also opens what is more than a place: `reference:` runs the templates of a file in its older
 # versions, others start programs or log in.
-_STORES = ("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "hf", "hdfs", "memory", "file")
+_STORES = (
+    "http",
+    "https",
+    "s3",
+    "s3a",
+    "gs",
+    "gcs",
+    "az",
+    "abfs",
+    "abfss",
+    "oss",
+    "hf",
+    "hdfs",
+    "memory",
+    "file",
+)
 _CACHES = ("simplecache", "filecache")
 _GLOB = re.compile(r"[*\[]")
 _RANGE = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<words>[^{},]*(?:,[^{},]*)+))\}")
