@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 from cn_clip.data.store import layout
+from cn_clip.data.store.file_lock import FileLock
 from cn_clip.errors import DataError
 
 _CANNOT = {errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-"""What a file system answers to something it does not do."""
+"""What a file system answers that cannot sync folders."""
 _AT_FDCWD = -100  # Linux <fcntl.h>
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux <linux/fs.h> and RENAME_SWAP of macOS <sys/stdio.h> are both 2
 
@@ -21,28 +22,33 @@ _EXCHANGE = 2  # RENAME_EXCHANGE of Linux <linux/fs.h> and RENAME_SWAP of macOS 
 class Replacement:
     """`begin()` gives an empty hidden folder beside `target`, `commit()` puts it there, `discard()` clears it.
 
-    Only a folder that holds nothing but a split is ever replaced.
+    Only a folder that holds nothing but a split is ever replaced. From `begin` to the end of `discard` no other process
+    can begin: what one of them moves or deletes is never another one's.
     """
 
     def __init__(self, target: Path) -> None:
         self.target = target.resolve()  # through a link: the folder it names is what gets replaced
         self._building = self.target.with_name(f".{self.target.name}.building")
         self._old = self.target.with_name(f".{self.target.name}.old")
-        self._lock: int | None = None
+        self._lock = FileLock(self.target.with_name(f".{self.target.name}.lock"))
 
     def begin(self) -> Path:
-        """The empty folder to build in; DataError when another build is in it or `target` is no split."""
+        """The empty folder to build in; DataError when another build is under way or `target` is no split."""
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
-            self._restore()
-            self._refuse_foreign_target()
-            self._building.mkdir(exist_ok=True)
-            self._lock = _lock_folder(self._building, self.target)
-            _empty(self._building)
+            if not self._lock.acquire():
+                raise DataError(
+                    f"{self.target} is being built by another process: wait for it, or end it and run again"
+                )
+            self._prepare()
         except OSError as error:
+            self._lock.release()
             raise DataError(
                 f"cannot write into {self.target.parent}: {error.strerror}; choose another folder"
             ) from error
+        except BaseException:
+            self._lock.release()
+            raise
         return self._building
 
     def commit(self) -> None:
@@ -63,13 +69,24 @@ class Replacement:
 
     def discard(self) -> None:
         """Delete what is not in place; safe to call after `commit` too."""
-        if self._lock is None:
+        if not self._lock.is_held:
             return
-        self._restore()  # before deleting: half a commit leaves the old split only under its hidden name
+        try:
+            self._restore()  # before deleting: half a commit leaves the old split only under its hidden name
+            for folder in (self._building, self._old):
+                # the next build clears what could not be deleted now
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            self._lock.release()
+
+    def _prepare(self) -> None:
+        """Mend or clear what a killed build left, and make the folder to build in."""
+        self._restore()
+        self._refuse_foreign_target()
         for folder in (self._building, self._old):
-            shutil.rmtree(folder, ignore_errors=True)  # the next build clears what could not be deleted now
-        os.close(self._lock)
-        self._lock = None
+            if folder.exists():
+                shutil.rmtree(folder)
+        self._building.mkdir()
 
     def _restore(self) -> None:
         if self._old.exists() and not self.target.exists():
@@ -88,35 +105,6 @@ class Replacement:
                 f"{self.target} holds {foreign[0]!r}, which is no part of a split and would be deleted: "
                 "move it away or give another --lmdb_dir"
             )
-
-
-def _lock_folder(folder: Path, target: Path) -> int:
-    """Descriptor that holds the folder for this process until it is closed or the process ends, however it ends."""
-    if sys.platform == "win32":
-        # folders cannot be opened there; nor can the files that another build has open be cleared away
-        return os.open(os.devnull, os.O_RDONLY)
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise DataError(
-            f"{target} is being built by another process: wait for it, or end it and run again"
-        ) from error
-    except OSError as error:
-        if (
-            error.errno not in _CANNOT
-        ):  # a file system without locks: two builds at once are then the user's to avoid
-            os.close(descriptor)
-            raise
-    return descriptor
-
-
-def _empty(folder: Path) -> None:
-    for child in folder.iterdir():
-        shutil.rmtree(child) if child.is_dir() else child.unlink()
 
 
 def _exchange(first: Path, second: Path) -> bool:
