@@ -44,7 +44,7 @@ def build(options: Options) -> PairStream:
         )
     urls = find_shards(options.urls, "urls of the webdataset")
     names = short_names(urls)
-    counts = given_counts(urls, names, options.counts)
+    counts = given_counts(urls, names, options.counts, is_needed=options.num_pairs is None)
     unknown = [url for url in urls if url not in counts]
     if options.num_pairs is None:
         _refuse_remote(unknown)

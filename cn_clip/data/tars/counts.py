@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,29 @@ logger = logging.getLogger(__name__)
 COUNTED = "tar_counts.json"
 """{name of a shard: {"samples", "bytes", "modified_ns"}}: counts hold as long as the shard is as it was."""
 
+_MOST_SAMPLES = 1 << 48
+
 Counts = dict[str, int]
 """URL of a shard -> number of its samples; one that is not known is missing."""
 
 
-def given_counts(urls: list[str], names: list[str], counts: str | None) -> Counts:
-    """What the file `counts` and img2dataset's statistics say, without touching a shard."""
+def given_counts(urls: list[str], names: list[str], counts: str | None, *, is_needed: bool = True) -> Counts:
+    """What the file `counts` and img2dataset's statistics say, without touching a shard.
+
+    Statistics that a store does not hand out are a DataError, or a warning where a run goes without.
+    """
     known = {} if counts is None else _from_file(counts, urls, names)
-    for url, text in _stats([url for url in urls if url not in known]):
-        successes = _field(text, "successes")
+    texts = dict(_stats([url for url in urls if url not in known]))
+    failed = next(((url, text) for url, text in texts.items() if isinstance(text, Exception)), None)
+    if failed is not None:
+        sentence = (
+            f"cannot look for {_stats_of(failed[0])} ({type(failed[1]).__name__}: {one_line(failed[1])})"
+        )
+        if is_needed:
+            raise DataError(f"{sentence}: give counts of the webdataset") from failed[1]
+        logger.warning("%s; the samples of such shards are counted where a run is resumed.", sentence)
+    for url, text in texts.items():
+        successes = None if isinstance(text, Exception) else _field(text, "successes")
         if successes is not None:
             known[url] = successes
     return known
@@ -67,7 +81,11 @@ def _state(path: Path) -> dict[str, int]:
 
 def _is_of(entry: object, state: dict[str, int]) -> bool:
     """Whether an earlier count is of the file as it is now."""
-    return isinstance(entry, dict) and type(entry.get("samples")) is int and state.items() <= entry.items()
+    return isinstance(entry, dict) and _is_count(entry.get("samples")) and state.items() <= entry.items()
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= _MOST_SAMPLES
 
 
 def _earlier(path: Path) -> dict[str, Any]:  # Any: what an earlier run wrote
@@ -103,7 +121,7 @@ def _from_file(counts: str, urls: list[str], names: list[str]) -> Counts:
         count = next((table[key] for key in (url, name, url.rsplit("/", 1)[-1]) if key in table), None)
         if isinstance(count, dict):
             count = count.get("samples")  # the file that an earlier run kept
-        if count is not None and type(count) is not int:
+        if count is not None and not _is_count(count):
             raise DataError(
                 f"counts of the webdataset: {counts} has {count!r} for {name}; give a number of samples"
             )
@@ -112,37 +130,37 @@ def _from_file(counts: str, urls: list[str], names: list[str]) -> Counts:
     return known
 
 
-def _stats(urls: list[str]) -> list[tuple[str, bytes]]:
-    """(URL of a shard, its statistics) for the shards that have some."""
-    beside = {url: f"{url.removesuffix('.tar')}_stats.json" for url in urls}
-    local = [
-        (url, Path(path).read_bytes())
-        for url, path in beside.items()
-        if not is_remote(url) and Path(path).is_file()
-    ]
+def _stats_of(url: str) -> str:
+    return f"{url.removesuffix('.tar')}_stats.json"
+
+
+def _stats(urls: list[str]) -> Iterator[tuple[str, bytes | Exception]]:
+    """(URL of a shard, its statistics or why they cannot be had) for the shards that have some."""
+    # behind another ending stands a signature, which is for the one file
+    beside = {url: _stats_of(url) for url in urls if url.endswith(".tar")}
+    for url, path in beside.items():
+        if not is_remote(url) and Path(path).is_file():
+            yield url, Path(path).read_bytes()
     remote = {url: path for url, path in beside.items() if is_remote(url)}
-    return local + (_remote_stats(remote) if remote else [])
+    if remote:
+        yield from _remote_stats(remote)
 
 
-def _remote_stats(beside: dict[str, str]) -> list[tuple[str, bytes]]:
+def _remote_stats(beside: dict[str, str]) -> Iterator[tuple[str, bytes | Exception]]:
     import fsspec  # slow to import, and only for remote sets
 
-    texts: list[tuple[str, bytes]] = []
     by_store: dict[Any, dict[str, str]] = {}  # Any: fsspec is untyped
     try:
         for url, path in beside.items():
             files, inside = fsspec.core.url_to_fs(path)
             by_store.setdefault(files, {})[inside] = url
         for files, paths in by_store.items():
-            # all at once where the backend can; what is not there is left out
-            found = files.cat(list(paths), on_error="omit")
-            texts += [(paths[path], text) for path, text in found.items()]
+            # all at once where the backend can
+            for path, text in files.cat(list(paths), on_error="return").items():
+                if not isinstance(text, FileNotFoundError):
+                    yield paths[path], text
     except Exception as error:  # errors of fsspec's backends have no base class in common
-        first = next(iter(beside.values()))
-        raise DataError(
-            f"cannot look for {first}, ... ({type(error).__name__}: {one_line(error)}): give counts of the webdataset"
-        ) from error
-    return texts
+        yield next(iter(beside)), error
 
 
 def _field(text: bytes, name: str) -> int | None:
@@ -151,4 +169,4 @@ def _field(text: bytes, name: str) -> int | None:
     except ValueError:
         return None  # an unfinished file: the shard is counted in another way
     value = found.get(name) if isinstance(found, dict) else None
-    return value if type(value) is int else None
+    return value if _is_count(value) else None

@@ -16,7 +16,7 @@ from cn_clip.data.pair_dataset import ReadPair, StreamBatches
 from cn_clip.data.pairs import BadPair
 from cn_clip.data.sampler import EpochOrder
 from cn_clip.data.tars import samples as tar_samples
-from cn_clip.errors import ConfigError
+from cn_clip.errors import ConfigError, DataError
 from tests.data.pairs.conftest import numbers, open_tars, walk, write_shards
 
 pytest.importorskip("aiohttp", reason="fsspec reads http by it")
@@ -31,6 +31,9 @@ class Server:
     breaks: list[int] = field(default_factory=list)
     """Bytes after which each of the next answers with a tar breaks off."""
     asked: list[str] = field(default_factory=list)
+    refused: str = "nothing"
+    """Ending of the names that get `status`."""
+    status: int = 403
 
 
 @pytest.fixture
@@ -56,6 +59,9 @@ def _handler(state: Server) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self, with_body: bool) -> None:
             path = state.folder / self.path.strip("/")
+            if path.name.endswith(state.refused):
+                self.send_error(state.status)
+                return
             if not path.is_file():
                 self.send_error(404)
                 return
@@ -143,6 +149,28 @@ def test_remote_shards_without_counts_need_the_number_of_pairs(server: Server) -
         open_tars(f"{server.url}/{{00000..00001}}.tar")
     whole = open_tars(f"{server.url}/{{00000..00001}}.tar", num_pairs=6, shuffle=2)
     assert numbers(walk(whole, 5, first=4)) == numbers(walk(whole, 9))[4:]
+
+
+@pytest.mark.parametrize("status", [403, 503])
+def test_counts_that_a_server_does_not_give_are_not_taken_for_none(
+    server: Server, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    server.refused, server.status = "00001_stats.json", status
+    urls = f"{server.url}/{{00000..00001}}.tar"
+    with pytest.raises(DataError, match=rf"00001_stats\.json .*{status}.*: give counts of the webdataset"):
+        open_tars(urls)
+    # many a server says "forbidden" of what is not there, and with `num_pairs` a run needs no counts
+    assert open_tars(urls, num_pairs=6).num_pairs == 6
+    assert "00001_stats.json" in caplog.text
+    (server.folder / "00001_stats.json").unlink()
+    server.refused = "nothing"
+    with pytest.raises(ConfigError, match=r"1 remote shards have no sample counts"):
+        open_tars(urls)
+
+
+def test_a_signed_address_is_not_asked_for_other_files(server: Server) -> None:
+    stream = open_tars(f"{server.url}/00000.tar?signature=abc", num_pairs=3)
+    assert stream.num_pairs == 3 and server.asked == []
 
 
 def test_folders_and_globs_of_a_store(server: Server) -> None:

@@ -288,6 +288,20 @@ def test_counts_that_are_wrong_are_said(shards: Shards, caplog: pytest.LogCaptur
             assert numbers(pairs) == [0, 1, 0, 1] and reason in caplog.text
 
 
+@pytest.mark.parametrize("count", [-3, 1 << 70, 2.0, True])
+def test_what_is_no_count_is_refused_or_counted_anew(shards: Shards, tmp_path: Path, count: object) -> None:
+    folder = shards([3], stats=False)
+    (tmp_path / "counts.json").write_text(json.dumps({"00000.tar": count}))
+    with pytest.raises(DataError, match=r"counts\.json has .* for 00000\.tar; give a number of samples"):
+        open_tars(folder, counts=str(tmp_path / "counts.json"))
+    (folder / "00000_stats.json").write_text(json.dumps({"successes": count}))
+    assert open_tars(folder).num_pairs == 3
+    entries = json.loads((folder / "tar_counts.json").read_text())
+    entries["00000.tar"]["samples"] = count
+    (folder / "tar_counts.json").write_text(json.dumps(entries))
+    assert open_tars(folder).num_pairs == 3
+
+
 @pytest.mark.parametrize(
     ("urls", "error", "sentence"),
     [
