@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from cn_clip.data.tars.shards import is_remote, one_line, open_shard
-from cn_clip.data.tars.walk import BrokenTarError, TarWalk
+from cn_clip.data.tars.walk import MAX_BODY_BYTES, BrokenTarError, TarWalk
 from cn_clip.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,14 @@ class _SampleReader:
                 key, contents = name["key"], {}
             extension = name["extension"].lower()
             if self._wanted(self.num_samples) and extension in self._extensions:
-                contents.setdefault(extension, walk.body())
+                if member.size > MAX_BODY_BYTES:  # not a break, since whoever passes over it sees none
+                    logger.warning(
+                        "%s has %d bytes, too many for a picture: it is passed over.",
+                        member.name,
+                        member.size,
+                    )
+                else:
+                    contents.setdefault(extension, walk.body())
         if key is not None:
             yield self._finish(key, contents, walk.member_start)
 

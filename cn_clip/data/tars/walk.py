@@ -21,6 +21,9 @@ FILES = (b"0", b"\0", b"7")
 WITHOUT_BODY = (b"1", b"2", b"3", b"4", b"5", b"6")
 """Links, devices, folders, pipes: whatever their header says of a size."""
 
+# the same inside a body and between members: one that is passed over by seeking cannot tell
+_CUT = "is cut: the end mark of a tar is missing"
+
 
 class BrokenTarError(Exception):
     """The file is cut, or is no tar; the message completes "NAME ..."."""
@@ -84,7 +87,7 @@ class TarWalk:
         self._go_to(self._next)
         header = self._read_up_to(BLOCK)
         if len(header) < BLOCK:
-            raise BrokenTarError("is cut: the end mark of a tar is missing" if self._at else "is empty")
+            raise BrokenTarError(_CUT if self._at else "is empty")
         if not any(header):
             return None
         if not _is_header(header):
@@ -113,7 +116,7 @@ class TarWalk:
     def _read(self, size: int) -> bytes:
         content = self._read_up_to(size)
         if len(content) < size:
-            raise BrokenTarError("is cut: it ends inside a member")
+            raise BrokenTarError(_CUT)
         return content
 
     def _read_up_to(self, size: int) -> bytes:

@@ -18,6 +18,7 @@ import pytest
 
 from cn_clip.data.pairs import BadPair, RawPair
 from cn_clip.data.tars import counts as tar_counts
+from cn_clip.data.tars import samples as tar_samples
 from cn_clip.errors import ConfigError, DataError
 from tests.data.pairs.conftest import numbers, open_tars, png, walk, write_tar
 
@@ -262,6 +263,39 @@ def test_a_shard_that_is_no_tar_is_named(shards: Shards, content: bytes | None, 
     path.unlink() if content is None else path.write_bytes(content)
     bad = [pair for pair in walk(stream, 4) if isinstance(pair, BadPair)]
     assert len(bad) == 2 and all(f"{path} {reason}" in pair.reason for pair in bad)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("at", [5, 100, 512, 600, 1024, 1600, 2048, 2560])
+def test_a_cut_shard_is_told_alike_wherever_a_lane_is_entered(shards: Shards, at: int, known: bool) -> None:
+    folder = shards([6, 6], stats=known)
+    stream = open_tars(folder, shuffle=2, num_pairs=None if known else 12)
+    cut(folder / "00001.tar", 3 * 3 * 1024 + at)
+    for lane in range(2):
+        whole = walk(stream, 24, lane=lane, num_lanes=2)
+        for first in range(24):
+            assert walk(stream, 24 - first, lane=lane, num_lanes=2, first=first) == whole[first:]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_member_too_large_to_be_a_picture_is_none_and_ends_no_shard(
+    shards: Shards, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    monkeypatch.setattr(tar_samples, "MAX_BODY_BYTES", 5000)
+    folder = shards([4, 4], stats=known)
+    members = {}
+    for number in range(4):
+        members |= {
+            f"{number}.jpg": png(number) + bytes(6000 * (number == 1)),
+            f"{number}.txt": b"n %d" % number,
+        }
+    write_tar(folder / "00001.tar", members)
+    stream = open_tars(folder, shuffle=1, num_pairs=None if known else 8)
+    whole = walk(stream, 16)
+    bad = [pair for pair in whole if isinstance(pair, BadPair)]
+    assert len(bad) == 2 and "sample 1 of" in bad[0].reason and "it has no picture" in bad[0].reason
+    for first in range(16):
+        assert walk(stream, 16 - first, first=first) == whole[first:]
 
 
 def test_damage_in_the_middle_is_not_taken_for_the_end(shards: Shards) -> None:
