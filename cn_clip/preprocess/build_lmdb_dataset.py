@@ -113,11 +113,13 @@ def _describe(name: str, report: SplitReport, elapsed_seconds: float) -> str:
             (report.num_repeats, "repeated rows of the same picture kept once"),
             (report.num_unpaired, "captions without image ids make no pair"),
             (report.num_blank_lines, "blank lines passed over"),
-            (report.num_bad_rows, f"bad rows left out, listed in {report.bad_rows_path}"),
-            (report.num_losers, "captions lost a picture that was left out"),
+            (report.num_bad_rows, "bad rows left out"),
+            (report.num_losers, "captions lost a picture"),
         )
         if count
     ]
+    if report.bad_rows_path is not None:
+        notes.append(f"listed in {report.bad_rows_path}")
     if report.num_all_images > report.num_images or report.num_all_pairs > report.num_pairs:
         notes.append(f"{report.num_all_images} pictures and {report.num_all_pairs} pairs in all")
     counts = f"{report.num_images} pictures, {report.num_captions} captions, {report.num_pairs} pairs"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cn_clip.data.store import SplitWriter, growing_table, open_split, replacement
+from cn_clip.data.store import SplitWriter, TakenIdError, growing_table, open_split, replacement
 from cn_clip.data.store.layout import Format
 from cn_clip.errors import ConfigError, DataError
 
@@ -115,12 +115,27 @@ def test_the_same_picture_again_is_kept_once(tmp_path: Path, store_format: Forma
 
 def test_another_picture_with_the_same_id_is_an_error(tmp_path: Path) -> None:
     with (
-        pytest.raises(DataError, match="row 7: id 1 was given before"),
+        pytest.raises(TakenIdError, match="row 7: id 1 was given before") as caught,
         SplitWriter(tmp_path / "train") as writer,
     ):
         writer.add_image(1, b"a", "row 6")
         writer.add_image(1, b"b", "row 7")
+    assert caught.value.reason.startswith("id 1 was given before with other content; give")
     assert names(tmp_path) == []
+
+
+def test_a_split_can_be_put_in_place_before_the_others_may_build_it(tmp_path: Path) -> None:
+    write_one(tmp_path / "train", b"old")
+    with pytest.raises(RuntimeError), SplitWriter(tmp_path / "train") as writer:
+        writer.add_image(1, b"new")
+        writer.commit()
+        assert open_split(tmp_path / "train").images.read(1) == b"new"
+        with pytest.raises(DataError, match="another process"):
+            write_one(tmp_path / "train", b"newer")
+        raise RuntimeError  # too late to undo anything
+    assert open_split(tmp_path / "train").images.read(1) == b"new"
+    assert names(tmp_path) == ["train"]
+    write_one(tmp_path / "train", b"newer")
 
 
 def test_the_map_grows_with_what_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,11 +170,50 @@ def test_meta_fields_of_later_releases_are_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "meta", [b"", b"[]", b"{", b"[" * 100_000, b'{"format": "cn_clip pairs", "version": 2}', b"\xff"]
+    "meta",
+    [b"", b"[]", b"{", b"[" * 100_000, b'{"format": "cn_clip pairs", "version": 2}', b"\xff"]
+    + [
+        b'{"format": "cn_clip pairs", "version": 2, "count": %s}' % count
+        for count in (b"Infinity", b"NaN", b"1e400", b"-1", b"true", b'"1"', b"0.5", b"9" * 5000)
+    ],
 )
 def test_a_broken_meta_is_an_error(tmp_path: Path, meta: bytes) -> None:
     with pytest.raises(DataError, match="meta"):
         PairStore(write_lmdb(tmp_path / "pairs", {b"meta": meta}))
+
+
+@pytest.mark.parametrize("count", [3, 10**18, 10**30])
+def test_a_count_of_more_than_there_is_is_an_error(tmp_path: Path, count: int) -> None:
+    """Or a damaged count would ask for more memory than there is."""
+    pair = layout.encode_pair(1, 1, "x", "v2")
+    meta = json.dumps({"format": "cn_clip pairs", "version": 2, "count": count}).encode()
+    with pytest.raises(DataError, match=f"counts {count}, but has only 2 entries"):
+        PairStore(write_lmdb(tmp_path / "pairs", {b"meta": meta, b"0": pair}))
+    with pytest.raises(DataError, match=f"counts {count}, but has only 2 entries"):
+        PairStore(write_lmdb(tmp_path / "old", {b"num_samples": b"%d" % count, b"0": pair}))
+
+
+def test_a_reference_count_of_thousands_of_digits_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no readable count"):
+        PairStore(write_lmdb(tmp_path / "pairs", {b"num_samples": b"9" * 5000}))
+
+
+@pytest.mark.parametrize("pair", [(2**63, 1, "x"), (1, -(2**63), "x"), (10**400, 1, "x"), ("9" * 30, 1, "x")])
+def test_ids_beyond_64_bits_are_an_error(tmp_path: Path, pair: tuple[int, int, str]) -> None:
+    old = PairStore(write_lmdb(tmp_path / "old", {b"num_samples": b"1", b"0": pickle.dumps(pair)}))
+    meta = json.dumps({"format": "cn_clip pairs", "version": 2, "count": 1}).encode()
+    new = PairStore(write_lmdb(tmp_path / "new", {b"meta": meta, b"0": json.dumps(pair).encode()}))
+    for pairs in (old, new) if isinstance(pair[0], int) else (old,):
+        with pytest.raises(DataError, match=r"pair 0 of .*not a whole number of 64 bits.*build it again"):
+            pairs.read(0)
+        with pytest.raises(DataError, match="pair 0 of .*not a whole number of 64 bits"):
+            pairs.columns()
+
+
+def test_reference_pictures_with_ids_beyond_64_bits_are_an_error(tmp_path: Path) -> None:
+    folder = write_lmdb(tmp_path / "imgs", {b"%d" % 2**63: b"aGk=", b"num_images": b"1"})
+    with pytest.raises(DataError, match="'9223372036854775808' is not a whole number of 64 bits: number"):
+        ImageStore(folder).ids()
 
 
 @pytest.mark.parametrize("value", [b"", b"[1]", b"[1, 2, 3]", b"\xff", b"[" * 100_000, b'["1", 2, "x"]'])

@@ -361,7 +361,9 @@ def test_a_store_from_before_there_was_an_index_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    ["", '"shards": 3', '"shards": []', '"shards": [{"count": 1, "content": null}]', '"shards": [4]'],
+    ["", '"shards": 3', '"shards": []', '"shards": [{"count": 1, "content": null}]', '"shards": [4]']
+    + ['"shards": [{"count": Infinity, "content": null}]', '"shards": [{"count": 5.0, "content": null}]']
+    + ['"shards": [{"count": -1, "content": null}, {"count": 6, "content": null}]'],
 )
 def test_a_broken_meta_of_the_index_is_an_error(tmp_path: Path, fields: str) -> None:
     path = write_split(tmp_path / "train")

@@ -11,7 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from cn_clip.data.store import PairRecord, open_split
+from cn_clip.data.store import PairRecord, SplitWriter, open_split
+from cn_clip.data.store.replacement import Replacement
+from cn_clip.errors import DataError
+from cn_clip.preprocess.splits.bad_row_log import BadRowLog
+from cn_clip.preprocess.splits.build import BuildOptions, build_split
+from cn_clip.preprocess.splits.split_files import find_splits
 
 DOOR = "cn_clip/preprocess/build_lmdb_dataset.py"
 Build = Callable[..., subprocess.CompletedProcess[str]]
@@ -48,8 +53,7 @@ def test_what_is_left_out_is_written_down(
     assert done.returncode == 0, done.stderr
     bad_rows = tmp_path / "lmdb" / "train.bad_rows.jsonl"
     assert "4 pictures, 5 captions, 4 pairs" in done.stdout
-    assert f"7 bad rows left out, listed in {bad_rows}" in done.stdout
-    assert "2 captions lost a picture that was left out" in done.stdout
+    assert f"6 bad rows left out; 3 captions lost a picture; listed in {bad_rows} (" in done.stdout
     rows = [json.loads(line) for line in bad_rows.read_text(encoding="utf-8").splitlines()]
     assert [(Path(row["file"]).name, row["row"], row["column"]) for row in rows] == [
         ("train_texts.jsonl", 5, None),
@@ -91,6 +95,33 @@ def test_too_many_captions_are_refused(write_split: Callable[..., Path], skip: B
     assert "train_texts.jsonl: 2 of 3 rows are bad" in done.stderr
 
 
+def test_a_caption_that_keeps_a_picture_is_not_left_out(
+    write_split: Callable[..., Path], skip: Build, tmp_path: Path
+) -> None:
+    """One that keeps none is; either is listed, and counts towards the share."""
+    write_split("train", None, [(1, "a", [7]), (2, "b", [7, 999]), (3, "c", [404])])
+    done = skip(tmp_path, "--max_bad_share", "0.7")
+    assert done.returncode == 0, done.stderr
+    bad_rows = tmp_path / "lmdb" / "train.bad_rows.jsonl"
+    counts = "2 captions, 2 pairs; 1 bad rows left out; 1 captions lost a picture"
+    assert f"{counts}; listed in {bad_rows} (" in done.stdout
+    rows = [json.loads(line) for line in bad_rows.read_text(encoding="utf-8").splitlines()]
+    assert [(row["row"], row["column"]) for row in rows] == [(2, "image_ids"), (3, "image_ids")]
+    split = open_split(tmp_path / "lmdb" / "train")
+    assert [split.pairs.read(index).caption for index in range(len(split.pairs))] == ["a", "b"]
+    assert skip(tmp_path, "--max_bad_share", "0.6").returncode == 2
+
+
+def test_captions_that_lost_a_picture_are_listed_without_a_row_left_out(
+    write_split: Callable[..., Path], skip: Build, tmp_path: Path
+) -> None:
+    write_split("train", None, [(1, "a", [7]), (2, "b", [7, 999])])
+    done = skip(tmp_path, "--max_bad_share", "0.5")
+    bad_rows = tmp_path / "lmdb" / "train.bad_rows.jsonl"
+    assert f"2 captions, 2 pairs; 1 captions lost a picture; listed in {bad_rows} (" in done.stdout
+    assert len(bad_rows.read_bytes().splitlines()) == 1
+
+
 def test_a_long_file_is_refused_before_its_end(
     write_split: Callable[..., Path], skip: Build, tmp_path: Path, tsv: bytes
 ) -> None:
@@ -110,6 +141,49 @@ def test_the_list_of_an_earlier_build_goes(write_split: Callable[..., Path], ski
     assert sorted(os.listdir(data_dir / "lmdb")) == ["train", "train.bad_rows.jsonl"]
     assert skip(write_split("train", None, [(1, "a", [7])])).returncode == 0
     assert os.listdir(data_dir / "lmdb") == ["train"]
+
+
+def test_a_build_that_fails_at_its_end_leaves_the_list_of_the_split_that_stays(
+    write_split: Callable[..., Path], skip: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_dir = write_split("train", None, [(1, "a", [7]), (2, "b", [404])])
+    assert skip(data_dir, "--max_bad_share", "0.5").returncode == 0
+    bad_rows = data_dir / "lmdb" / "train.bad_rows.jsonl"
+    old = bad_rows.read_bytes()
+
+    def refuse(writing: Replacement) -> None:
+        raise DataError("no room at the very end")
+
+    monkeypatch.setattr(Replacement, "commit", refuse)
+    for captions in ([(1, "a", [7])], [(1, "a", [7]), (2, "b", [404]), (3, "c", [405])]):
+        write_split("train", None, captions)
+        (files,) = find_splits(data_dir, "train")
+        with pytest.raises(DataError, match="very end"):
+            build_split(
+                files, data_dir / "lmdb", BuildOptions(bad_rows="skip", max_bad_share=1, tokens=False)
+            )
+        assert bad_rows.read_bytes() == old
+        assert sorted(os.listdir(data_dir / "lmdb")) == ["train", "train.bad_rows.jsonl"]
+
+
+def test_the_list_comes_while_no_other_build_may(
+    write_split: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_dir = write_split("train", None, [(1, "a", [7]), (2, "b", [404])])
+    publish = BadRowLog.publish
+    published = []
+
+    def watched(log: BadRowLog) -> None:
+        assert len(open_split(data_dir / "lmdb" / "train").pairs) == 1
+        with pytest.raises(DataError, match="another process"), SplitWriter(data_dir / "lmdb" / "train"):
+            pass
+        publish(log)
+        published.append(log.path)
+
+    monkeypatch.setattr(BadRowLog, "publish", watched)
+    (files,) = find_splits(data_dir, "train")
+    build_split(files, data_dir / "lmdb", BuildOptions(bad_rows="skip", max_bad_share=1, tokens=False))
+    assert published == [data_dir / "lmdb" / "train.bad_rows.jsonl"]
 
 
 def test_a_failed_write_is_no_bad_row(write_split: Callable[..., Path], skip: Build, tmp_path: Path) -> None:

@@ -18,13 +18,17 @@ from cn_clip.preprocess.splits.byte_size import read_byte_size
         ("4096", 4096),
         ("7 B", 7),
         ("1TiB", 1 << 40),
+        ("8000000TiB", 8_000_000 << 40),
     ],
 )
 def test_sizes(text: str, num_bytes: int) -> None:
     assert read_byte_size(text, "--size") == num_bytes
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "10XB", "1e9", "10 G B", "nan"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "GB", "-1GB", "0", "10XB", "1e9", "10 G B", "nan", "0.4", "1" + "0" * 400, "1e400", "9999999 TiB"],
+)
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ConfigError, match="--size .* is not a size"):
         read_byte_size(text, "--size")

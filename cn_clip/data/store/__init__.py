@@ -7,6 +7,7 @@ writes either one whole or not at all, from nothing or after what is there.
 from cn_clip.data.store.image_store import ImageStore
 from cn_clip.data.store.layout import PictureFacts
 from cn_clip.data.store.pair_store import PairColumns, PairRecord, PairStore
+from cn_clip.data.store.picture_tables import TakenIdError
 from cn_clip.data.store.readers import Split, open_split
 from cn_clip.data.store.token_store import TokenStore
 from cn_clip.data.store.writer import SplitWriter
@@ -19,6 +20,7 @@ __all__ = [
     "PictureFacts",
     "Split",
     "SplitWriter",
+    "TakenIdError",
     "TokenStore",
     "open_split",
 ]

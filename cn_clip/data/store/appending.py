@@ -18,7 +18,6 @@ from cn_clip.data.store.image_store import ImageStore
 from cn_clip.data.store.pair_tables import PairsThere, PairTables
 from cn_clip.data.store.picture_tables import PictureTables
 from cn_clip.data.store.readers import Split, open_split
-from cn_clip.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -82,12 +81,7 @@ def _add_pairs(split: Split, tables: PairTables) -> None:
     for index in range(len(split.pairs)):
         pair = split.pairs.read(index)
         tokens = split.tokens.read(index).tolist() if split.tokens is not None else None
-        try:
-            tables.add(pair.image_id, pair.text_id, pair.caption, tokens)
-        except OverflowError as error:
-            raise DataError(
-                f"pair {index} of {split.pairs.path} has an id that is not of 64 bits: build the split again"
-            ) from error
+        tables.add(pair.image_id, pair.text_id, pair.caption, tokens)
 
 
 def _kept_tokenizer(split: Split, old: Path, tokenizer: str | None) -> str | None:

@@ -38,6 +38,7 @@ import pybase64
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
+from cn_clip.data.captions import MAX_ID
 from cn_clip.data.store.old_pickle import read_flat_pickle
 from cn_clip.data.table_format import STANDARD_ALPHABET
 
@@ -136,7 +137,7 @@ def decode_pair(value: bytes) -> tuple[int, int, str]:
     record = json.loads(value)
     match record:
         case [int(image_id), int(text_id), str(caption)]:
-            return image_id, text_id, caption
+            return _checked_id(image_id), _checked_id(text_id), caption
     raise ValueError(f"not [image id, text id, caption] but {record!r:.80}")
 
 
@@ -146,7 +147,14 @@ def decode_reference_pair(value: bytes) -> tuple[int, int, str]:
     Ids and captions of the wrong kind are taken where their meaning is certain: the reference stored what the JSONL held.
     """
     image_id, text_id, caption = read_flat_pickle(value)
-    return int(image_id), int(text_id), str(caption)
+    return _checked_id(int(image_id)), _checked_id(int(text_id)), str(caption)
+
+
+def _checked_id(number: int) -> int:
+    """The reference wrote ids of any size, which no column and no tensor holds."""
+    if abs(number) > MAX_ID:
+        raise ValueError(f"the id {number!r:.40} is not a whole number of 64 bits")
+    return number
 
 
 def encode_columns(*columns: array[int]) -> bytes:

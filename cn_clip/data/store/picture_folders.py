@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from cn_clip.data.captions import MAX_ID
 from cn_clip.data.store import layout
 from cn_clip.data.store.layout import PictureFacts, ShardFacts
 from cn_clip.data.store.lmdb_folder import REBUILD
-from cn_clip.data.store.store_folder import StoreFolder
+from cn_clip.data.store.store_folder import StoreFolder, read_count
 from cn_clip.errors import DataError
 
 
@@ -28,11 +29,16 @@ class _ByImageId(StoreFolder):
 
     def _read_id(self, key: bytes) -> int:
         try:
-            return int(key)
+            image_id = int(key)
+            if abs(image_id) > MAX_ID:
+                raise ValueError("too large")
         except ValueError as error:
+            shown = key[:40].decode("utf-8", "replace")
             raise DataError(
-                f"{self.path} holds a picture id that is not a whole number ({error}): number the pictures and {REBUILD}"
+                f"{self.path} holds a picture whose id {shown!r} is not a whole number of 64 bits: "
+                f"number the pictures and {REBUILD}"
             ) from error
+        return image_id
 
 
 class Shard(_ByImageId):
@@ -89,7 +95,7 @@ class PictureIndex(_ByImageId):
         try:
             if not isinstance(listed, list):
                 raise TypeError("no list")
-            shards = tuple(ShardFacts(int(shard["count"]), shard["content"]) for shard in listed)
+            shards = tuple(ShardFacts(read_count(shard["count"]), shard["content"]) for shard in listed)
             if not shards or sum(shard.count for shard in shards) != len(self):
                 raise ValueError("counts that do not add up")
         except (ValueError, KeyError, TypeError) as error:

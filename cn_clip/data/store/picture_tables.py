@@ -14,6 +14,15 @@ from cn_clip.data.store.growing_table import GrowingTable
 from cn_clip.errors import DataError
 
 
+class TakenIdError(DataError):
+    """Another picture has the id already; the split is as it was before, and may be gone on with."""
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(f"{source}: {reason}")
+        self.reason = reason
+        """Without the place."""
+
+
 class PictureTables:
     """Goes on after the imgs folders that are `there`, with the index of their pictures if the folder has one."""
 
@@ -40,7 +49,7 @@ class PictureTables:
         return sum(shard.count for shard in self._finished) + self._shard_count
 
     def add(self, image_id: int, picture: bytes, source: str, size: tuple[int, int] | None = None) -> None:
-        """Keep an encoded picture of `size` (width, height) pixels; DataError if another one has this id."""
+        """Keep an encoded picture of `size` (width, height) pixels; TakenIdError if another one has this id."""
         key, digest = layout.number_key(image_id), xxh3_128_digest(picture)
         if self._is_repeat(key, digest, source):
             return
@@ -80,9 +89,9 @@ class PictureTables:
         if entry is None:
             return False
         if layout.decode_facts(entry).digest != digest:
-            raise DataError(
-                f"{source}: id {key.decode()} was given before with other content; "
-                "give every picture an id of its own"
+            raise TakenIdError(
+                source,
+                f"id {key.decode()} was given before with other content; give every picture an id of its own",
             )
         self.num_repeats += 1
         return True

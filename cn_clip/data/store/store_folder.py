@@ -52,8 +52,24 @@ class StoreFolder:
         return self.meta.text("content")
 
 
+def read_count(value: object) -> int:
+    """A count that JSON held; ValueError for what cannot be one."""
+    if type(value) is not int or value < 0:  # `True` is an int too, but no count
+        raise ValueError(f"{value!r:.40} is no count")
+    return value
+
+
 def _read_format(folder: LmdbFolder, kind: str) -> Meta:
-    """Of a store that is of this kind."""
+    """Of a store that is of this kind and may have as many entries as it counts."""
+    meta = _read_any_format(folder, kind)
+    if meta.count > folder.num_entries():
+        raise DataError(
+            f"{folder.folder} is damaged (it counts {meta.count}, but has only {folder.num_entries()} entries): {REBUILD}"
+        )
+    return meta
+
+
+def _read_any_format(folder: LmdbFolder, kind: str) -> Meta:
     meta = folder.get(layout.META_KEY)
     if meta is not None:
         return _read_meta(folder.folder, kind, meta)
@@ -62,16 +78,20 @@ def _read_format(folder: LmdbFolder, kind: str) -> Meta:
     count = folder.get(layout.COUNT_KEYS[kind])
     if count is None:
         raise DataError(_why_no_count(folder, kind))
-    if not count.isdigit():
+    try:
+        num_rows = int(count) if count.isdigit() else None
+    except ValueError:  # thousands of digits
+        num_rows = None
+    if num_rows is None:
         raise DataError(f"{folder.folder} has no readable count ({count!r:.60}): {REBUILD}")
     # the reference counts the rows of the TSV, which are more than its keys when an id is given twice
-    return Meta(1, folder.num_entries() - 1 if kind == layout.IMAGES_FORMAT else int(count))
+    return Meta(1, folder.num_entries() - 1 if kind == layout.IMAGES_FORMAT else num_rows)
 
 
 def _read_meta(path: Path, kind: str, value: bytes) -> Meta:
     try:
         fields = json.loads(value)
-        found, version, count = fields["format"], fields["version"], int(fields["count"])
+        found, version, count = fields["format"], fields["version"], read_count(fields["count"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} has a `meta` that cannot be read: {REBUILD}") from error
     if found != kind:

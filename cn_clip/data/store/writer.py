@@ -63,6 +63,7 @@ class SplitWriter:
         except BaseException:
             self._replacement.discard()
             raise
+        self._is_committed = False
         keep_freed_memory()
         self.num_old_images = self._pictures.num_images
         self.num_old_pairs = self._pairs.num_pairs
@@ -72,10 +73,8 @@ class SplitWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
-                self._pictures.finish()
-                self._pairs.finish()
-                self._replacement.commit()
+            if kind is None and not self._is_committed:
+                self.commit()
         finally:
             self._pictures.close()
             self._pairs.close()
@@ -111,7 +110,7 @@ class SplitWriter:
     ) -> None:
         """Keep an encoded picture, of `size` (width, height) pixels.
 
-        `source` names it (file and row) if another picture has this id: a DataError.
+        `source` names it (file and row) if another picture has this id: a TakenIdError, after which more can be added.
         """
         self._pictures.add(image_id, picture, source, size)
 
@@ -124,6 +123,16 @@ class SplitWriter:
     def has_image(self, image_id: int) -> bool:
         """Whether the split has this picture so far."""
         return self._pictures.has(image_id)
+
+    def commit(self) -> None:
+        """Put the split in place now: what belongs to it can be done before the context lets other builds come.
+
+        Nothing can be added after it.
+        """
+        self._pictures.finish()
+        self._pairs.finish()
+        self._replacement.commit()
+        self._is_committed = True
 
     def _begin_tables(self, folder: Path) -> tuple[PictureTables, PairTables]:
         old = self._replacement.target

@@ -25,6 +25,8 @@ class BadRowLog:
         """Of pictures that were left out, as far as their ids could be read."""
         self.policy = policy
         self._max_share = max_share
+        self.num_left_out = 0
+        """Rows of which nothing was kept."""
         self._counts: Counter[Path] = Counter()
         self._first: BadRow | None = None
         # one name, so that the next build replaces what a killed one left; nobody else builds this split meanwhile
@@ -33,14 +35,16 @@ class BadRowLog:
 
     @property
     def num_rows(self) -> int:
+        """Rows in the list."""
         return self._counts.total()
 
-    def add(self, bad: BadRow) -> None:
-        """Leave a row out; DataError when none may be bad."""
+    def add(self, bad: BadRow, *, is_left_out: bool = True) -> None:
+        """Write a row down that is left out, or of which something is; DataError when none may be bad."""
         if self.policy == "stop":
             raise bad.error()
         self._first = self._first or bad
         self._counts[bad.path] += 1
+        self.num_left_out += is_left_out
         if bad.image_id is not None:
             self.image_ids.add(bad.image_id)
         if self._file is None:

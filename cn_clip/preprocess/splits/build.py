@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cn_clip.data.bad_rows import BadRow
-from cn_clip.data.store import SplitWriter
+from cn_clip.data.store import SplitWriter, TakenIdError
 from cn_clip.data.store.layout import Format
 from cn_clip.errors import ConfigError, DataError
 from cn_clip.preprocess.splits.bad_row_log import BadRowLog, Policy
@@ -62,14 +62,15 @@ class SplitReport:
     num_blank_lines: int
     """Empty lines between the rows of both files."""
     num_bad_rows: int = 0
+    """Rows left out."""
     num_losers: int = 0
-    """Captions that lost a picture which was left out."""
+    """Captions that lost a picture: it was left out, or no row has it."""
     num_all_images: int = 0
     """Of the whole split."""
     num_all_pairs: int = 0
     """Of the whole split."""
     bad_rows_path: Path | None = None
-    """Where the bad rows are listed, if there were any."""
+    """Where the bad rows are listed, and the captions that named a picture which no row has, if there were any."""
 
 
 def build_split(files: SplitFiles, lmdb_dir: Path, options: BuildOptions) -> SplitReport:
@@ -88,18 +89,20 @@ def build_split(files: SplitFiles, lmdb_dir: Path, options: BuildOptions) -> Spl
         if captions.num_rows == 0 and not options.append:
             raise DataError(f"{files.captions} has only blank lines: write one caption per line")
         num_blank_lines = captions.num_blank_lines + _add_pictures(files, writer, bad_rows, options)
-        num_losers = add_pairs(files, writer, bad_rows, caption_ids if writer.tokenizer else None)
+        pairing = add_pairs(files, writer, bad_rows, caption_ids if writer.tokenizer else None)
         bad_rows.check_share(files.captions, captions.num_rows, is_whole=True)
+        writer.commit()
+        # after it, since a build that fails leaves the old split and its list; before any other build of this split
         bad_rows.publish()
     return SplitReport(
         num_images=writer.num_images - writer.num_old_images,
         num_pairs=writer.num_pairs - writer.num_old_pairs,
-        num_captions=captions.num_captions,
+        num_captions=captions.num_captions - pairing.num_left_out,
         num_repeats=writer.num_repeats,
         num_unpaired=captions.num_unpaired,
         num_blank_lines=num_blank_lines,
-        num_bad_rows=bad_rows.num_rows,
-        num_losers=num_losers,
+        num_bad_rows=bad_rows.num_left_out,
+        num_losers=pairing.num_losers,
         num_all_images=writer.num_images,
         num_all_pairs=writer.num_pairs,
         bad_rows_path=bad_rows.path if bad_rows.num_rows else None,
@@ -139,12 +142,10 @@ def _add_pictures(files: SplitFiles, writer: SplitWriter, bad_rows: BadRowLog, o
 
 def _add_picture(path: Path, row: PictureRow, writer: SplitWriter, policy: Policy) -> BadRow | None:
     """Keep a picture; a bad row when another picture has its id and bad rows are skipped, otherwise that is a DataError."""
-    source = f"{path} row {row.row}"
     try:
-        writer.add_image(row.image_id, row.picture, source, size=row.size)
-    except DataError as error:
-        # without the id, it was the writing that failed
-        if policy == "stop" or not writer.has_image(row.image_id):
+        writer.add_image(row.image_id, row.picture, f"{path} row {row.row}", size=row.size)
+    except TakenIdError as error:
+        if policy == "stop":
             raise
-        return BadRow(path=path, row=row.row, column=1, reason=str(error).removeprefix(f"{source}: "))
+        return BadRow(path=path, row=row.row, column=1, reason=error.reason)
     return None

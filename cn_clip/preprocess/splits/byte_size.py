@@ -11,6 +11,7 @@ _UNITS = {"": 1, "B": 1} | {
     for power, prefix in enumerate("KMGT", start=1)
     for kind, base in (("B", 1000), ("", 1000), ("iB", 1024))
 }
+_TOO_MANY_BYTES = 2**63  # for any file system
 _BY_NAME = {name.upper(): size for name, size in _UNITS.items()}
 
 
@@ -18,9 +19,9 @@ def read_byte_size(text: str, flag: str) -> int:
     """Bytes; K, M, G and T count in thousands, Ki, Mi, Gi and Ti in 1024. ConfigError names the flag."""
     found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
     unit = _BY_NAME.get(found[2].upper()) if found else None
-    num_bytes = int(float(found[1]) * unit) if found and unit else 0
-    if num_bytes <= 0:
+    num_bytes = float(found[1]) * unit if found and unit else 0.0
+    if not 1 <= num_bytes < _TOO_MANY_BYTES:
         raise ConfigError(
             f"{flag} {text!r} is not a size: give a number with MB, GB, MiB or GiB, for example 10GB"
         )
-    return num_bytes
+    return int(num_bytes)

@@ -28,6 +28,16 @@ CaptionIds = Callable[[str], Sequence[int]]
 
 
 @dataclass(frozen=True)
+class PairingCounts:
+    """Captions of which not every picture is there."""
+
+    num_losers: int
+    """They lost some or all of their pictures, and are no bad rows."""
+    num_left_out: int
+    """They name pictures that no row has, and none that is there: bad rows."""
+
+
+@dataclass(frozen=True)
 class CaptionCounts:
     num_captions: int
     """Without the bad rows."""
@@ -56,10 +66,10 @@ def check_captions(path: Path, bad_rows: BadRowLog) -> CaptionCounts:
 
 def add_pairs(
     files: SplitFiles, writer: SplitWriter, bad_rows: BadRowLog, caption_ids: CaptionIds | None
-) -> int:
+) -> PairingCounts:
     """A pair for each picture of each caption, with its token ids where asked for.
 
-    Returns how many captions lost a picture that was left out. A picture that no row has is an error, or a bad row.
+    A picture that no row has is an error, or is written down.
     """
     orphans = _Orphans(files, bad_rows)
     for caption in _with_bar(read_caption_rows(files.captions), f"{files.captions.name}, pairing"):
@@ -67,30 +77,33 @@ def add_pairs(
             continue  # in the log since the first reading
         there = [image_id for image_id in caption.image_ids if writer.has_image(image_id)]
         if len(there) < len(caption.image_ids):
-            orphans.add(caption, [image_id for image_id in caption.image_ids if image_id not in there])
+            missing = [image_id for image_id in caption.image_ids if image_id not in there]
+            orphans.add(caption, missing, keeps_some=bool(there))
         token_ids = caption_ids(preprocess_text(caption.text)) if caption_ids and there else None
         for image_id in there:
             writer.add_pair(image_id, caption.text_id, caption.text, token_ids)
     orphans.finish()
-    return orphans.num_losers
+    return PairingCounts(orphans.num_losers, orphans.num_left_out)
 
 
 class _Orphans:
     """Captions that name pictures which are not there."""
 
     def __init__(self, files: SplitFiles, bad_rows: BadRowLog) -> None:
-        self.num_losers = 0
+        self.num_losers = self.num_left_out = 0
         self._files = files
         self._bad_rows = bad_rows
         self._first_row = 0
         self._image_ids = array("q")
 
-    def add(self, caption: Caption, image_ids: Sequence[int]) -> None:
+    def add(self, caption: Caption, image_ids: Sequence[int], *, keeps_some: bool) -> None:
         unknown = [image_id for image_id in image_ids if image_id not in self._bad_rows.image_ids]
         if not unknown:
             self.num_losers += 1
         elif self._bad_rows.policy == "skip":
-            self._bad_rows.add(self._bad_row(caption.row, unknown))
+            self._bad_rows.add(self._bad_row(caption.row, unknown), is_left_out=not keeps_some)
+            self.num_losers += keeps_some
+            self.num_left_out += not keeps_some
         else:
             # the error comes when all of them are counted
             self._first_row = self._first_row or caption.row
