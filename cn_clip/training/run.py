@@ -46,7 +46,7 @@ def train(config: TrainConfig) -> None:
 
 
 def _train(config: TrainConfig, run_dir: RunDir, ranks: Ranks) -> None:
-    sources = open_sources(config.data)
+    sources = open_sources(config.data, ranks)
     model = build_clip(config.model, config.run.seed)
     data = TrainingData(config, sources, ranks, pad_id=model.bert.pad_id)
     per_epoch = data.order.steps_per_epoch

@@ -21,7 +21,8 @@ from cn_clip.data.pair_dataset import PairDataset, ReadPair, StreamBatches
 from cn_clip.data.pairs import PairSource, PairStream
 from cn_clip.data.sampler import EpochOrder, MicroBatches, ValidationBatches
 from cn_clip.data.unique_order import UniqueOrder
-from cn_clip.errors import ConfigError
+from cn_clip.errors import CnClipError, ConfigError
+from cn_clip.parallel.gather import from_main
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.training.build import module_of
 
@@ -36,16 +37,16 @@ class Sources:
     valid: PairSource | None
 
 
-def open_sources(data: Data) -> Sources:
+def open_sources(data: Data, ranks: Ranks) -> Sources:
     """Sets of the settings; DataError for a path that is not one, ConfigError for a set that cannot serve here."""
     assert data.train is not None  # build_config refuses such settings
-    train = _source(data.train, "train")
+    train = _source(data.train, "train", ranks)
     if isinstance(train, PairStream) and data.sampler != "shuffled":
         raise ConfigError(
             f"data.sampler={data.sampler} needs pairs that can be read in any order, but data.train.type={data.train.type} "
             "is a stream: set data.sampler=shuffled, or import the set into an LMDB"
         )
-    valid = _source(data.valid, "val") if data.valid else None
+    valid = _source(data.valid, "val", ranks) if data.valid else None
     if isinstance(valid, PairStream):
         raise ConfigError(
             "data.valid is a stream, but validation goes through its pairs in a fixed order: import them into an LMDB"
@@ -53,12 +54,37 @@ def open_sources(data: Data) -> Sources:
     return Sources(train, valid)
 
 
-def _source(chosen: Part, split: str) -> PairSource | PairStream:
-    source: PairSource | PairStream = module_of("pairs", chosen.type).build(chosen.options)
+def _source(chosen: Part, split: str, ranks: Ranks) -> PairSource | PairStream:
+    source = _opened(chosen, ranks)
     num_pairs = source.num_pairs if isinstance(source, PairStream) else len(source)
     kind = "LMDB file" if chosen.type == "lmdb_pairs" else chosen.type
     logger.info("%s %s contains %d images and %d pairs.", split, kind, source.num_images, num_pairs)
     return source
+
+
+def _opened(chosen: Part, ranks: Ranks) -> PairSource | PairStream:
+    """A stream is opened by the main rank, which may count every sample for it, and handed on; an LMDB by each rank."""
+
+    opened: PairSource | PairStream | None = None
+    stream: PairStream | CnClipError | None = None
+    if ranks.is_main:
+        try:
+            opened = _built(chosen)
+            stream = opened if isinstance(opened, PairStream) else None
+        except CnClipError as error:
+            # handed on too: the others wait for this rank
+            stream = error
+    stream = from_main(stream, ranks)
+    if isinstance(stream, CnClipError):
+        raise stream
+    if stream is not None:
+        return stream
+    return _built(chosen) if opened is None else opened
+
+
+def _built(chosen: Part) -> PairSource | PairStream:
+    built: PairSource | PairStream = module_of("pairs", chosen.type).build(chosen.options)
+    return built
 
 
 @dataclass(frozen=True)

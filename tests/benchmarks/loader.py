@@ -110,7 +110,7 @@ def make_loader(asked):
     )
     config = TrainConfig(data=data, train=Train(batch_size=asked["batch_size"]))
     ranks = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
-    loaders = TrainingData(config, open_sources(data), ranks, pad_id=0)
+    loaders = TrainingData(config, open_sources(data, ranks), ranks, pad_id=0)
     return loaders.train_loader(first_step=0, last_step=asked["skip"] + asked["batches"] + 8)
 
 serve(make_loader, len)

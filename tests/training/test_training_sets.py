@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -159,3 +163,33 @@ def test_a_mixture_can_be_drawn_uniquely(train: Train, tiny_split: Path) -> None
     )
     words = (f"--set=data.train={{type: mixture, sources: {sources}}}", "--set=data.sampler=unique")
     assert (train(*words, "--max-steps=3") / "checkpoints" / "epoch_latest.pt").is_file()
+
+
+def open_on_two_ranks(folder: Path, shards: Path, split: Path) -> list[dict]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--"]
+    worker = Path(__file__).with_name("opening_worker.py")
+    folder.mkdir()
+    done = subprocess.run(
+        [*torchrun, str(worker), str(folder), str(shards), str(split)],
+        env={**os.environ, "PYTHONPATH": str(worker.parents[2]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_only_the_main_rank_counts_the_samples_of_shards(
+    shards: Path, tiny_split: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(shards, tmp_path / "shards", ignore=shutil.ignore_patterns("*.json"))
+    main_rank, other = open_on_two_ranks(tmp_path / "whole", folder, tiny_split)
+    assert main_rank.pop("lines") == [f"Counting the samples of 4 shards in {folder} ..."]
+    assert other.pop("lines") == []
+    assert main_rank == other
+    assert [main_rank[kind][0] for kind in ("webdataset", "mixture")] == [24, 24 + 21]
+    assert main_rank["lmdb_pairs"] == 21
+    (folder / "1.tar").write_bytes((folder / "1.tar").read_bytes()[:5000])
+    main_rank, other = open_on_two_ranks(tmp_path / "cut", folder, tiny_split)
+    assert "1.tar is cut" in main_rank["error"]
+    assert main_rank["error"] == other["error"]
