@@ -19,6 +19,7 @@ from cn_clip.preprocess.inspection.advice import percent, size
 from cn_clip.preprocess.inspection.findings import SMALL_PX
 from cn_clip.preprocess.inspection.plots import draw_histogram
 from cn_clip.preprocess.inspection.report import InspectionReport, SplitInspection
+from cn_clip.preprocess.splits.picture_check import find_fault
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 _THUMBNAIL_PX = 160
@@ -60,6 +61,9 @@ def render(report: InspectionReport, read_picture: ReadPicture) -> str:
 
 def shrink(picture: bytes) -> str | None:
     """`data:` address of a small copy of its shape, or None for damaged bytes."""
+    if find_fault(picture) is not None:
+        # first, since PIL would run another program for some formats
+        return None
     try:
         image = open_picture(picture)
     except DataError:

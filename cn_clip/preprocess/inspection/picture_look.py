@@ -41,6 +41,17 @@ def look_at(picture: bytes) -> PictureLook:
     A JPEG is decoded at up to 1/8 of its size, which reads every coded byte all the same.
     """
     digest = xxhash.xxh3_128_digest(picture)
+    with warnings.catch_warnings():
+        # PIL remarks on odd metadata without saying of which picture
+        warnings.simplefilter("ignore")
+        # first, since of some formats PIL decodes none of the pixels, and would run another program for them
+        fault = find_fault(picture)
+        if fault is not None:
+            return PictureLook(digest, len(picture), fault=fault)
+        return _look_at_whole(picture, digest)
+
+
+def _look_at_whole(picture: bytes, digest: bytes) -> PictureLook:
     flaw = None
     if picture.startswith(_JPEG_MAGIC):
         try:
@@ -52,8 +63,6 @@ def look_at(picture: bytes) -> PictureLook:
 
 def _look_at_jpeg(picture: bytes, digest: bytes) -> PictureLook:
     height, width, colours, _ = simplejpeg.decode_jpeg_header(picture)
-    if width * height > _max_pixels():
-        return PictureLook(digest, len(picture), fault=_too_large(width, height))
     grey_HW1 = simplejpeg.decode_jpeg(picture, "GRAY", min_height=_HASH_PX, min_width=_HASH_PX)
     near = near_hash(Image.fromarray(grey_HW1[:, :, 0]))
     return PictureLook(
@@ -62,32 +71,16 @@ def _look_at_jpeg(picture: bytes, digest: bytes) -> PictureLook:
 
 
 def _look_by_pil(picture: bytes, digest: bytes, flaw: str | None) -> PictureLook:
-    with warnings.catch_warnings():
-        # PIL remarks on odd metadata without saying of which picture
-        warnings.simplefilter("ignore")
-        # first, since PIL would run another program for some formats
-        fault = find_fault(picture)
-        if fault is not None:
-            return PictureLook(digest, len(picture), fault=fault)
-        try:
-            with Image.open(io.BytesIO(picture)) as image:
-                image.load()
-                near = near_hash(image.convert("L"))
-        except Exception as error:  # PIL's many decoders raise whatever their parsing stumbles over
-            return PictureLook(digest, len(picture), fault=f"the picture cannot be decoded ({_said(error)})")
+    try:
+        with Image.open(io.BytesIO(picture)) as image:
+            image.load()
+            near = near_hash(image.convert("L"))
+    except Exception as error:  # PIL's many decoders raise whatever their parsing stumbles over
+        return PictureLook(digest, len(picture), fault=f"the picture cannot be decoded ({_said(error)})")
     width, height = image.size
     return PictureLook(
         digest, len(picture), width, height, image.format or "", image.mode, near=near, flaw=flaw
     )
-
-
-def _max_pixels() -> int:
-    # what PIL itself refuses, in training too, as a decompression bomb
-    return 2 * (Image.MAX_IMAGE_PIXELS or 1 << 62)
-
-
-def _too_large(width: int, height: int) -> str:
-    return f"{width:,} x {height:,} px are more than PIL opens ({_max_pixels():,} pixels); make it smaller"
 
 
 def _said(error: Exception) -> str:

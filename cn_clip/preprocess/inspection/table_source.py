@@ -6,7 +6,6 @@ Where a build stops at the first bad row, an inspection counts it and goes on.
 from __future__ import annotations
 
 import binascii
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +13,9 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from cn_clip.data.captions import MAX_ID
+from cn_clip.data.bad_rows import BadRow
+from cn_clip.data.captions import MAX_ID, Caption, read_caption_row
+from cn_clip.data.table_format import BOM, MAX_ROW_BYTES, decode_base64
 from cn_clip.errors import DataError
 from cn_clip.preprocess.inspection.sources import (
     CAPTIONS_SUFFIX,
@@ -26,9 +27,6 @@ from cn_clip.preprocess.inspection.sources import (
 )
 
 _STRETCH_BYTES = 4 << 20
-_MAX_ROW_BYTES = 512 << 20  # as the build has it
-_BOM = b"\xef\xbb\xbf"
-_STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 
 class TableSource:
@@ -59,26 +57,35 @@ class TableSource:
 
     def captions(self, stretch: Stretch) -> Iterator[RawCaption | Unusable]:
         for place, line in _lines(self._captions, stretch):
-            try:
-                yield _read_caption(place, line)
-            except (ValueError, RecursionError) as error:
-                yield Unusable(place, str(error))
+            row = self._caption_at(place, line)
+            if isinstance(row, BadRow):
+                yield Unusable(place, row.reason)
+            else:
+                yield RawCaption(place, row.text_id, row.text, row.image_ids)
 
     def pictures(self, stretch: Stretch) -> Iterator[RawPicture | Unusable]:
         for place, line in _lines(self._pictures, stretch):
             image_id = None
             try:
-                image_id, encoded = _split_row(line)
+                image_id, encoded = _split_row(line.strip())
                 if stretch.chosen is None or _is_in(image_id, stretch.chosen):
                     yield RawPicture(place, image_id, _decode_base64(encoded))
             except ValueError as error:
                 yield Unusable(place, str(error), image_id)
 
     def caption(self, place: int) -> str:
-        return _read_caption(place, _line_at(self._captions, place)).text
+        row = self._caption_at(place, _line_at(self._captions, place))
+        if isinstance(row, BadRow):
+            raise DataError(f"{self._captions} has changed since it was read ({row.reason}): inspect it again")
+        return row.text
+
+    def _caption_at(self, place: int, line: bytes) -> Caption | BadRow:
+        """As a build judges it; rows without `image_ids` pass, as extraction takes them."""
+        # numbered by the byte where it begins: which line that is, only those that are shown are asked
+        return read_caption_row(line, place, self._captions, labelled=False)
 
     def picture(self, place: int, image_id: int) -> bytes:
-        return _decode_base64(_split_row(_line_at(self._pictures, place))[1])
+        return _decode_base64(_split_row(_line_at(self._pictures, place).strip())[1])
 
     def name_caption(self, place: int) -> str:
         return f"{self._captions.name} row {self._row(self._captions, place)}"
@@ -112,13 +119,13 @@ def _lines(path: Path, stretch: Stretch) -> Iterator[tuple[int, bytes]]:
     """(place, content) of each line that begins inside the stretch; blank lines are passed over."""
     with path.open("rb", buffering=1 << 20) as file:
         place = _first_line(file, stretch.first)
-        while place < stretch.last and (line := file.readline(_MAX_ROW_BYTES + 1)):
-            if len(line) > _MAX_ROW_BYTES:
+        while place < stretch.last and (line := file.readline(MAX_ROW_BYTES + 1)):
+            if len(line) > MAX_ROW_BYTES:
                 raise DataError(
-                    f"{path} at byte {place:,}: a row longer than {_MAX_ROW_BYTES:,} bytes; is this a TSV?"
+                    f"{path} at byte {place:,}: a row longer than {MAX_ROW_BYTES:,} bytes; is this a TSV?"
                 )
-            content = (line.removeprefix(_BOM) if place == 0 else line).strip()
-            if content:
+            content = line.removeprefix(BOM) if place == 0 else line
+            if content and not content.isspace():
                 yield place, content
             place += len(line)
 
@@ -162,32 +169,6 @@ def _split_row(line: bytes) -> tuple[int, memoryview]:
 
 def _decode_base64(encoded: memoryview) -> bytes:
     try:
-        return binascii.a2b_base64(encoded, strict_mode=True)
-    except binascii.Error:
-        pass  # the url-safe alphabet is as good
-    try:
-        return binascii.a2b_base64(bytes(encoded).translate(_STANDARD_ALPHABET), strict_mode=True)
+        return decode_base64(encoded)
     except binascii.Error as error:
         raise ValueError(f"not base64 ({error})") from error
-
-
-def _read_caption(place: int, line: bytes) -> RawCaption:
-    """ValueError for a row that a build would refuse; rows without `image_ids` pass, as extraction takes them."""
-    fields = json.loads(line.decode())
-    if not isinstance(fields, dict):
-        raise ValueError("not an object with named fields")
-    text, image_ids = fields.get("text"), fields.get("image_ids", [])
-    if isinstance(text, int | float) and not isinstance(text, bool):
-        text = str(text)  # the build takes a number for a text too
-    if not isinstance(text, str):
-        raise ValueError("field text is missing or no text")
-    if not isinstance(image_ids, list) or not all(map(_is_id, image_ids)):
-        raise ValueError("field image_ids is not a list of whole numbers of 64 bits")
-    if not _is_id(fields.get("text_id")):
-        raise ValueError("field text_id is missing or not a whole number of 64 bits")
-    return RawCaption(place, fields["text_id"], text, tuple(image_ids))
-
-
-def _is_id(value: object) -> bool:
-    # `True` is an int too, but no id
-    return type(value) is int and abs(value) <= MAX_ID

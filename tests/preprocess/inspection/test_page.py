@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from cn_clip.preprocess.inspection.collect import Options, inspect_data
 from cn_clip.preprocess.inspection.page import render, shrink
@@ -112,6 +113,29 @@ def test_thumbnails_of_every_mode(mode: str) -> None:
     address = shrink(stream.getvalue())
     assert address is not None and address.startswith("data:image/webp;base64,")
     assert shrink(b"junk") is None
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(hello) print\nshowpage\n%%EOF\n"
+
+
+def test_no_program_is_run_for_a_picture_that_is_one(
+    photo: Callable[..., bytes],
+    write_tables: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "gs").write_text(f"#!/bin/sh\necho called >> {tmp_path / 'called'}\nexit 1\n")
+    (programs / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    data = write_tables("train", {1: EPS, 2: photo(2)}, [(1, "程序", [1]), (2, "图", [2])])
+    report, reader = inspect_data(data, Options())
+    assert "EPS" in report.splits[0].pictures.undecodable.examples[0].reason
+    assert "train" in Page(render(report, reader.read)).shown
+    assert shrink(EPS) is None
+    assert not (tmp_path / "called").exists()
 
 
 def test_a_histogram_draws_every_bar_and_the_marks_it_holds() -> None:
