@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from cn_clip.clip.tokenizer import caption_ids
 from cn_clip.clip.tower_tokenizer import TowerTokenizer
@@ -39,6 +40,31 @@ def test_pictures_keep_their_order_of_dimensions() -> None:
         batch = stack_pictures(given)
         assert torch.equal(batch, torch.stack(planes))
         assert batch[0].stride() == given[0].stride()
+
+
+class Stacks(Dataset[Tensor]):
+    """Pictures stacked in the process that asks."""
+
+    def __init__(self, batches: list[list[Tensor]]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> Tensor:
+        return stack_pictures(self.batches[number])
+
+
+def test_workers_stack_the_same() -> None:
+    rng = torch.Generator().manual_seed(0)
+    planes = [torch.randint(0, 256, (3, 5, 4), dtype=torch.uint8, generator=rng) for _ in range(3)]
+    pixels = [plane.permute(1, 2, 0).contiguous().permute(2, 0, 1) for plane in planes]
+    floats = [torch.rand(3, 5, 4, generator=rng) for _ in range(3)]
+    batches = [planes, pixels, floats, [pixels[0], *planes[1:]], [planes[0], *pixels[1:]], pixels[:1]]
+    stacked = list(DataLoader(Stacks(batches), batch_size=None, num_workers=2))
+    for given, batch in zip(batches, stacked, strict=True):
+        here = stack_pictures(given)
+        assert torch.equal(batch, here) and batch.dtype == here.dtype and batch.stride() == here.stride()
 
 
 def test_a_batch_is_its_pairs_in_order_with_captions_cut_to_the_longest() -> None:
