@@ -51,6 +51,32 @@ def test_invert(picture: Image.Image) -> None:
     assert np.array_equal(quick_operations.invert(picture), np.asarray(auto_augment.invert(picture)))
 
 
+LEVELLED = {
+    "one colour": np.full((5, 6, 3), 9, np.uint8),
+    "one pixel": np.zeros((1, 1, 3), np.uint8),
+    "two levels": np.random.default_rng(1).integers(0, 2, (40, 40, 3), dtype=np.uint8) * 255,
+    "few levels": np.random.default_rng(2).integers(100, 120, (64, 50, 3), dtype=np.uint8),
+    "two rows": np.random.default_rng(3).integers(0, 256, (2, 300, 3), dtype=np.uint8),
+    "mostly one": np.where(np.random.default_rng(4).random((90, 80, 1)) < 0.97, 250, 3)
+    .repeat(3, 2)
+    .astype(np.uint8),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "factors"),
+    [("equalize", ()), ("auto_contrast", ())]
+    + [(name, (factor,)) for name in ("contrast", "sharpness") for factor in (0.0, 0.1, 1.0, 1.54, 1.9)],
+)
+def test_levels_are_those_of_pil(name: str, factors: tuple[float, ...], picture: Image.Image) -> None:
+    for pixels in (np.array(picture), *LEVELLED.values()):
+        theirs = np.asarray(getattr(auto_augment, name)(Image.fromarray(pixels), *factors))
+        for given in (Image.fromarray(pixels), pixels.copy()):
+            ours = getattr(quick_operations, name)(given, *factors, **OPTIONS)
+            assert ours.dtype == np.uint8 and np.array_equal(ours, theirs)
+        assert np.array_equal(given, pixels)
+
+
 def test_no_bits_are_black(picture: Image.Image) -> None:
     assert not as_array(quick_operations.posterize(picture, 0)).any()
 
