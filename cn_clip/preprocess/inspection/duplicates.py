@@ -128,10 +128,10 @@ def _find_near(ours: Table, theirs: Table, distance: int) -> tuple[NDArray[np.in
     place_here[looks[: len(ours)][here]] = np.flatnonzero(here)
     place_there[looks[len(ours) :][there]] = np.flatnonzero(there)
     met_here, met_there = place_here.copy(), place_there.copy()
-    pairs = near_pairs(values, distance)
-    for first, second in ((pairs[:, 0], pairs[:, 1]), (pairs[:, 1], pairs[:, 0])):
-        np.maximum.at(met_there, first, place_there[second])
-        np.maximum.at(met_here, first, place_here[second])
+    for pairs in near_pairs(values, distance):
+        for first, second in ((pairs[:, 0], pairs[:, 1]), (pairs[:, 1], pairs[:, 0])):
+            np.maximum.at(met_there, first, place_there[second])
+            np.maximum.at(met_here, first, place_here[second])
     return (
         np.where(here, met_there[looks[: len(ours)]], -1),
         np.where(there, met_here[looks[len(ours) :]], -1),

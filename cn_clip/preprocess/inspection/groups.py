@@ -5,6 +5,7 @@ Shapes: n rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +21,17 @@ def number_values(*columns: NDArray[np.generic]) -> NDArray[np.int64]:
     return numbers
 
 
-def connect(num_rows: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(n,) numbers that are equal where a chain of (p, 2) pairs leads from row to row."""
+def connect(num_rows: int, parts: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """(n,) numbers that are equal where a chain of pairs leads from row to row; the parts are (p, 2) pairs each."""
     labels = np.arange(num_rows)
-    while True:
+    for pairs in parts:
+        labels = _joined(labels, pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]])
+    return number_values(labels)
+
+
+def _joined(labels: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n,) lowest row of each chain, where it was that of the chains without these pairs."""
+    while len(pairs):
         before = labels
         lowest = np.minimum(labels[pairs[:, 0]], labels[pairs[:, 1]])
         labels = labels.copy()
@@ -33,7 +41,8 @@ def connect(num_rows: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
             np.minimum.at(labels, pairs[:, side], lowest)
         labels = labels[labels]
         if np.array_equal(labels, before):
-            return number_values(labels)
+            break
+    return labels
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class LmdbSource:
 
     def picture_stretches(self, wanted: NDArray[np.int64] | None) -> Sequence[Stretch]:
         # in the order of the store, which is that of the disk
-        ids = np.array(self._split.images.ids(), np.int64)
+        ids = np.fromiter(self._split.images.walk_ids(), np.int64)
         if wanted is not None:
             ids = ids[np.isin(ids, wanted)]
         return _cut(ids, _PICTURES)

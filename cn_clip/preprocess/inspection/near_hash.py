@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import chain, combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ _BITS = 64
 MAX_DISTANCE = 10
 """Of 64 bits; different photos differ in 32 on average, and in a large set some differ in fewer than 12."""
 _MAX_BUCKET = 4_000
+_PART = 1 << 18
 
 
 def _cosines() -> NDArray[np.float32]:
@@ -51,17 +52,24 @@ def near_hash(grey: Image.Image) -> int | None:
     return int.from_bytes(np.packbits(bits).tobytes(), "little")
 
 
-def near_pairs(hashes: NDArray[np.uint64], distance: int) -> NDArray[np.int64]:
+def near_pairs(hashes: NDArray[np.uint64], distance: int) -> Iterator[NDArray[np.int64]]:
     """(pairs, 2) places of *different* hashes that differ in at most `distance` bits, each pair at least once.
 
+    In parts of some hundred thousand: thousands of copies of one placeholder are near each other, every two of them.
     Among d + k bands of bits, k are equal in both (pigeonhole), so only hashes that share k bands meet: in sorted
     buckets, never all with all. In a bucket of more than 4,000 hashes each meets the 4,000 after it.
     """
-    found = [np.empty((0, 2), np.int64)]
-    if distance > 0:
-        for mask in _masks(len(hashes), distance):
-            found += list(_meet(hashes, mask, distance))
-    return np.concatenate(found)
+    found: list[NDArray[np.int64]] = []
+    num_found = 0
+    masks = _masks(len(hashes), distance) if distance > 0 else ()
+    for pairs in chain.from_iterable(_meet(hashes, mask, distance) for mask in masks):
+        found.append(pairs)
+        num_found += len(pairs)
+        if num_found >= _PART:
+            yield np.concatenate(found)
+            found, num_found = [], 0
+    if found:
+        yield np.concatenate(found)
 
 
 def _count_ones(numbers: NDArray[np.uint64]) -> NDArray[np.uint8]:

@@ -76,7 +76,9 @@ class TableSource:
     def caption(self, place: int) -> str:
         row = self._caption_at(place, _line_at(self._captions, place))
         if isinstance(row, BadRow):
-            raise DataError(f"{self._captions} has changed since it was read ({row.reason}): inspect it again")
+            raise DataError(
+                f"{self._captions} has changed since it was read ({row.reason}): inspect it again"
+            )
         return row.text
 
     def _caption_at(self, place: int, line: bytes) -> Caption | BadRow:

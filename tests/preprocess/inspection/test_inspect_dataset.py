@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,13 +17,16 @@ import lmdb
 import pytest
 
 from cn_clip.clip.tokenizer import caption_ids, tokenizer_fingerprint
-from cn_clip.data.captions import preprocess_text
+from cn_clip.data.bad_rows import BadRow
+from cn_clip.data.captions import preprocess_text, read_caption_rows
 from cn_clip.data.store import SplitWriter
 from cn_clip.errors import ConfigError, DataError
 from cn_clip.preprocess import inspect_dataset
 from cn_clip.preprocess.inspection import scan, table_source
 from cn_clip.preprocess.inspection.collect import Options, inspect_data
+from cn_clip.preprocess.inspection.lmdb_source import LmdbSource
 from cn_clip.preprocess.inspection.report import CaptionGroup, SplitInspection
+from cn_clip.preprocess.splits.picture_rows import read_pictures
 
 Photo = Callable[..., bytes]
 Write = Callable[..., Path]
@@ -158,8 +163,6 @@ def change(folder: Path, key: bytes, value: bytes) -> None:
 def test_bad_rows_are_named_by_their_line(
     pictures: dict[int, bytes], write_tables: Write, photo: Photo
 ) -> None:
-    import base64
-
     rows = b"\n7\n" + b"8\t####\n" + b"a.jpg\tAAAA\n" + b"1\t" + base64.b64encode(photo(77)) + b"\n"
     rows += b"2\t" + base64.b64encode(pictures[2]) + b"\n" + b"9\t" + base64.b64encode(b"text")
     data = write_tables(
@@ -184,6 +187,51 @@ def test_bad_rows_are_named_by_their_line(
     assert [fault.where for fault in split.captions.bad_rows.examples] == [
         f"train_texts.jsonl row {row}" for row in (11, 12, 13, 14)
     ]
+
+
+def test_rows_are_judged_as_the_build_judges_them(
+    pictures: dict[int, bytes], write_tables: Write, tmp_path: Path
+) -> None:
+    rows = [
+        '{"text_id": 1, "text": "一", "image_ids": [1]}\u3000',
+        '{"text_id": 2, "text": "二", "image_ids": [2]}\x85',
+        '{"text_id": 3, "text": "三", "image_ids": [1]}\x1c',
+        '\x1c{"text_id": 4, "text": "四", "image_ids": [1]}',
+        ' \t{"text_id": 5, "text": "五", "image_ids": [1]}\v\f\r',
+        '{"text_id": 6, "text": 6, "image_ids": [1]}',
+        '{"text_id": 7, "text": "七"}',
+        '{"text_id": true, "text": "八", "image_ids": [1]}',
+        '{"text_id": 9, "text": "九", "image_ids": [9223372036854775808]}',
+        '{"text_id": 10, "text": "十", "image_ids": null}',
+        '{"text_id": 011, "text": "十", "image_ids": [1]}',
+        '{"text_id": 12, "text": true, "image_ids": [1]}',
+        '{"text_id": 13, "text": NaN, "image_ids": [1]}',
+        "[" * 100_000,
+        '{"text_id": ' + "1" * 5000 + ', "text": "", "image_ids": []}',
+        "\x1c",
+        "\u3000",
+    ]
+    tail = "".join(f"{row}\n" for row in rows).encode() + b"\xff\n" + b'{"text_id": 19'
+    # base64 of either alphabet, or of both in one row
+    picture = base64.b64encode(b"\xff\xef\xbe" * 9 + pictures[1]).translate(bytes.maketrans(b"+", b"-"))
+    data = write_tables("train", pictures, CAPTIONS, b"90\t" + picture + b"\n91\tAA=A\n", tail)
+    split = inspect(data)
+    judged = read_caption_rows(tmp_path / "train_texts.jsonl", labelled=False)
+    bad = [(row.row, row.reason) for row in judged if isinstance(row, BadRow)]
+    assert [
+        (int(fault.where.rpartition(" ")[2]), fault.reason) for fault in split.captions.bad_rows.examples
+    ] == bad
+    assert len(bad) >= 8
+    built = [
+        row
+        for block in read_pictures(tmp_path / "train_imgs.tsv")
+        for row in block.rows
+        if isinstance(row, BadRow)
+    ]
+    seen = [*split.pictures.unreadable.examples, *split.pictures.undecodable.examples]
+    assert sorted(fault.where for fault in seen) == sorted(
+        f"train_imgs.tsv row {row.row}, picture {row.image_id}" for row in built
+    )
 
 
 def test_what_two_splits_share_is_found(
@@ -300,3 +348,15 @@ def test_wrong_input_gets_one_sentence(
     (tmp_path / "train_texts.jsonl").unlink()
     with pytest.raises(DataError, match=r"train_texts\.jsonl does not exist"):
         inspect_dataset.main([str(data), "--workers", "1"])
+
+
+def test_the_ids_of_a_store_are_never_all_in_a_list(write_lmdb: Write) -> None:
+    path = write_lmdb("train", dict.fromkeys(range(1_000_000, 1_050_000), b"picture"), [(1, "一", [1])])
+    source = LmdbSource(path)
+    tracemalloc.start()
+    stretches = source.picture_stretches(None)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(stretch.weight for stretch in stretches) == 50_000
+    # 8 bytes an id, and a Stretch for every 64 of them; a list of numbers takes 40 an id
+    assert peak_bytes < 30 * 50_000

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from collections.abc import Callable
 from itertools import combinations
 
@@ -61,7 +62,7 @@ def clustered_hashes(num: int, seed: int) -> np.ndarray:
 @pytest.mark.parametrize("bits", [0, 1, 3, 4, 7, MAX_DISTANCE])
 def test_near_pairs_are_those_of_all_with_all(bits: int) -> None:
     hashes = clustered_hashes(400, seed=bits)
-    found = {(int(min(pair)), int(max(pair))) for pair in near_pairs(hashes, bits)}
+    found = {(int(min(pair)), int(max(pair))) for some in near_pairs(hashes, bits) for pair in some}
     expected = {
         (i, j)
         for i, j in combinations(range(len(hashes)), 2)
@@ -88,8 +89,8 @@ def test_groups_are_chains_of_pairs() -> None:
                 reached |= new
                 waiting += new
             expected.append(min(reached))
-        numbers = connect(60, pairs)
-        assert (number_values(np.array(expected)) == numbers).all()
+        for parts in ([pairs], np.array_split(pairs, 7)):
+            assert (number_values(np.array(expected)) == connect(60, parts)).all()
 
 
 def test_the_largest_groups_come_first() -> None:
@@ -105,3 +106,18 @@ def test_values_are_numbered_by_all_columns() -> None:
     numbers = number_values(np.array([5, 5, -1, 5]), np.array([1, 2, 1, 1]))
     assert numbers[0] == numbers[3]
     assert len(set(numbers.tolist())) == 3
+
+
+def test_a_cluster_of_pictures_that_all_look_alike_is_joined_in_flat_memory() -> None:
+    """As thousands of copies of a placeholder are: every two of them are near."""
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 64, (2, 60_000), dtype=np.uint64)
+    cluster = np.unique((np.uint64(1) << bits[0]) ^ (np.uint64(1) << bits[1]))
+    hashes = np.unique(np.concatenate([cluster, rng.integers(0, 1 << 63, 20_000, dtype=np.uint64)]))
+    tracemalloc.start()
+    numbers = connect(len(hashes), near_pairs(hashes, 4))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(set(numbers[np.isin(hashes, cluster)].tolist())) == 1
+    # one pass over all pairs at once would hold 2,000 x 2,000 / 2 of 16 bytes for each of dozens of masks
+    assert peak_bytes < 60_000_000
