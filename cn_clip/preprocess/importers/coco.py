@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from cn_clip.errors import DataError
 from cn_clip.preprocess.importing.items import (
     BadItem,
     FileContent,
@@ -20,6 +21,7 @@ from cn_clip.preprocess.importing.items import (
     Picture,
     Source,
     Text,
+    name_below,
     require_file,
     require_folder,
 )
@@ -49,10 +51,18 @@ def _images(options: Options) -> Iterator[Item]:
     for number, image in enumerate(iterate_array(options.captions, "images")):
         where = f"{options.captions}, images[{number}]"
         match image:
-            case {"id": int(image_id), "file_name": str(name)} if name:
-                yield Picture(str(image_id), FileContent(options.image_dir / name), where, name=name)
+            case {"id": int(image_id), "file_name": str(name)} if name and type(image_id) is int:
+                yield _picture(str(image_id), name, options.image_dir, where)
             case _:
                 yield BadItem(where, 'it needs "id", a whole number, and "file_name"')
+
+
+def _picture(image_id: str, name: str, image_dir: Path, where: str) -> Item:
+    try:
+        content = FileContent(image_dir / name_below(image_dir, name))
+    except DataError as error:
+        return BadItem(where, str(error))
+    return Picture(image_id, content, where, name=name)
 
 
 def _annotations(options: Options) -> Iterator[Item]:

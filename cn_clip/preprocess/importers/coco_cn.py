@@ -73,13 +73,18 @@ def _pictures(path: Path, image_dir: Path, split: str) -> Iterator[Item]:
         if key is None:
             yield BadItem(where, f"{name!r} does not end in a number of COCO's")
             continue
+        if name != Path(name).name:
+            yield BadItem(where, f"{name!r} is no name of a file in a folder of COCO's")
+            continue
         content = FileContent(_picture_file(image_dir, name))
         yield Picture(key, content, where, name=f"{name}.jpg", split=split)
 
 
 def _key(name: str) -> str | None:
     number = name.rpartition("_")[2]
-    return str(int(number)) if number.isdecimal() else None
+    if not (number.isascii() and number.isdecimal()):
+        return None
+    return number.lstrip("0") or "0"
 
 
 def _picture_file(image_dir: Path, name: str) -> Path:

@@ -65,6 +65,9 @@ def _pictures(path: Path, image_dir: Path, split: str) -> Iterator[Item]:
     for row, number in read_names(path):
         number = number.removesuffix(".jpg")
         name = f"{number}.jpg"
+        if name != Path(name).name:
+            yield BadItem(f"{path} row {row}", f"{number!r} is no number of a picture")
+            continue
         yield Picture(number, FileContent(image_dir / name), f"{path} row {row}", name=name, split=split)
 
 

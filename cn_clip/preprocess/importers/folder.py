@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from cn_clip.errors import ConfigError
+from cn_clip.errors import ConfigError, DataError
 from cn_clip.preprocess.importing.items import (
     BadItem,
     FileContent,
@@ -23,6 +23,7 @@ from cn_clip.preprocess.importing.items import (
     Picture,
     Source,
     Text,
+    name_below,
     require_file,
     require_folder,
 )
@@ -61,12 +62,13 @@ def build(options: Options) -> Source:
     require_folder(options.image_dir, "--image-dir", "the pictures")
     splits = options.names()
     if options.captions is not None:
-        return Source(parts=(_table_part(options, options.captions),), splits=splits, choice=options)
+        parts = (_table_part(options, options.captions),)
+        return Source(parts=parts, splits=splits, choice=options, names_are_files=True)
     if options.caption_template.count("{}") != 1:
         raise ConfigError(f"--caption-template is {options.caption_template!r}; give a text with one {{}}")
     read = _with_sidecar if options.captions_from == "sidecar" else _with_folder_name
     part = Part(options.image_dir.name, partial(_walk, options, read))
-    return Source(parts=(part,), splits=splits, choice=options)
+    return Source(parts=(part,), splits=splits, choice=options, names_are_files=True)
 
 
 def _table_part(options: Options, table: Path) -> Part:
@@ -90,8 +92,13 @@ def _table_items(image_dir: Path, table: Path, shape: TableShape) -> Iterator[It
             yield row
             continue
         where = f"{table} row {row.row}"
-        yield Picture(row.name, FileContent(image_dir / row.name), where)
-        yield Text(row.caption, (row.name,), where)
+        try:
+            name = name_below(image_dir, row.name)
+        except DataError as error:
+            yield BadItem(where, str(error))
+            continue
+        yield Picture(name, FileContent(image_dir / name), where)
+        yield Text(row.caption, (name,), where)
 
 
 def _walk(options: Options, read: Callable[[Path, str, Options], Iterator[Item]]) -> Iterator[Item]:
@@ -99,16 +106,23 @@ def _walk(options: Options, read: Callable[[Path, str, Options], Iterator[Item]]
         yield from read(path, path.relative_to(options.image_dir).as_posix(), options)
 
 
-def _picture_files(folder: Path) -> Iterator[Path]:
-    """In an order that is the same everywhere; only the names of the folders on the way stay in memory."""
-    for name in sorted(os.listdir(folder)):
+def _picture_files(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+    """In an order that is the same everywhere; only the names of the folders on the way, which are `above`, stay in memory."""
+    try:
+        status, names = folder.stat(), sorted(os.listdir(folder))
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder}: {error.strerror}") from error
+    this = (status.st_dev, status.st_ino)
+    if this in above:  # a link to a folder that it lies in
+        return
+    for name in names:
         path = folder / name
         if name.startswith("."):  # macOS writes ._a.jpg, which is no picture, beside a.jpg on foreign disks
             continue
         if path.suffix.lower() in _PICTURE_SUFFIXES:
             yield path
         elif path.is_dir():
-            yield from _picture_files(path)
+            yield from _picture_files(path, above | {this})
 
 
 def _with_sidecar(path: Path, name: str, options: Options) -> Iterator[Item]:

@@ -54,6 +54,9 @@ def _parts(folder: Path, options: Options, split: str | None) -> list[Part]:
         raise DataError(f"{folder} has no state.json: give the folder that save_to_disk wrote")
     names = _read_list(state, "_data_files")
     paths = [folder / name for name in names]
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"{state} names {path.name}, which is not beside it: copy the whole folder again")
     return [Part(path.name, partial(_items, path, options, split), (path,)) for path in paths]
 
 

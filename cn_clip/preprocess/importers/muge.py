@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from cn_clip.data.table_format import BOM, MAX_ROW_BYTES
 from cn_clip.errors import DataError
 from cn_clip.preprocess.importing.items import (
     BadItem,
@@ -26,10 +27,9 @@ from cn_clip.preprocess.importing.items import (
     require_folder,
 )
 from cn_clip.preprocess.importing.own_splits import OwnSplits
-from cn_clip.preprocess.importing.text_lines import TextLines, UndecodableError
+from cn_clip.preprocess.importing.text_lines import TextLines
 
 SPLITS = ("train", "valid", "test")
-_MAX_ROW_BYTES = 512 << 20  # a file without line ends must not be read into memory whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,11 @@ def _pictures(path: Path, split: str) -> Iterator[Item]:
     try:
         with path.open("rb", buffering=1 << 20) as file:
             row = 0
-            while line := file.readline(_MAX_ROW_BYTES):
+            while line := file.readline(MAX_ROW_BYTES + 1):
                 row += 1
+                if len(line) > MAX_ROW_BYTES:
+                    raise DataError(f"{path} row {row}: longer than {MAX_ROW_BYTES:,} bytes; is this a TSV?")
+                line = line.removeprefix(BOM) if row == 1 else line
                 if line.strip():
                     yield _picture(line.strip(), f"{path} row {row}", split)
     except OSError as error:
@@ -76,16 +79,8 @@ def _picture(line: bytes, where: str, split: str) -> Item:
 
 def _queries(path: Path, split: str) -> Iterator[Item]:
     lines = TextLines(path)
-    while True:
-        try:
-            line = next(lines)
-        except StopIteration:
-            return
-        except UndecodableError as error:
-            yield BadItem(f"{path} row {lines.row}", str(error))
-            continue
-        if line.strip():
-            yield _query(line, f"{path} row {lines.row}", split)
+    for line in lines.or_bad():
+        yield line if isinstance(line, BadItem) else _query(line, lines.where, split)
 
 
 def _query(line: str, where: str, split: str) -> Item:

@@ -44,13 +44,15 @@ def build(options: Options) -> Source:
         raise ConfigError(
             f"--tars gives {count} tars named {stem}.tar, after which pictures are named: import them apart"
         )
-    parts = [
-        Part(
-            f"{stem}.tar", partial(_items, url, stem, options.caption), () if is_remote(url) else (Path(url),)
-        )
-        for url, stem in zip(urls, stems, strict=True)
-    ]
+    parts = [_part(url, stem, options) for url, stem in zip(urls, stems, strict=True)]
     return Source(parts=parts, splits=options.names(), choice=options)
+
+
+def _part(url: str, stem: str, options: Options) -> Part:
+    items = partial(_items, url, stem, options.caption)
+    if is_remote(url):
+        return Part(f"{stem}.tar", items, url=url)
+    return Part(f"{stem}.tar", items, (Path(url),))
 
 
 def _items(url: str, stem: str, caption: str) -> Iterator[Item]:

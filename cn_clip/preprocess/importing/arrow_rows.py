@@ -20,6 +20,7 @@ from cn_clip.preprocess.importing.items import (
     Item,
     Picture,
     Text,
+    name_below,
 )
 
 _CAPTION_COLUMNS = ("caption", "txt", "text", "captions", "sentences", "title")
@@ -98,12 +99,18 @@ def arrow_items(
         images, captions = batch.column(columns.image), batch.column(columns.caption)
         names = batch.column(columns.name) if columns.name else None
         for place in range(batch.num_rows):
-            name = f"{path.name}#{row}" if names is None else names[place].as_py()
             where = f"{path} row {row}"
+            try:
+                image, caption = images[place].as_py(), captions[place].as_py()
+                name = f"{path.name}#{row}" if names is None else names[place].as_py()
+            except (
+                ValueError,
+                OverflowError,
+            ) as error:  # a text that is not UTF-8, a date that Python cannot hold
+                yield BadItem(where, f"it cannot be read ({' '.join(str(error).split())})")
+            else:
+                yield from _row_items(image, caption, name, where, columns, image_dir)
             row += 1
-            yield from _row_items(
-                images[place].as_py(), captions[place].as_py(), name, where, columns, image_dir
-            )
 
 
 def _row_items(
@@ -135,7 +142,10 @@ def _content(image: object, image_dir: Path | None) -> Content | str:
         case {"path": str(path)} | str(path):
             if image_dir is None:
                 return f"it has the path {path!r} only; give the folder of the pictures with --image-dir"
-            return FileContent(image_dir / path)
+            try:
+                return FileContent(image_dir / name_below(image_dir, path))
+            except DataError as error:
+                return str(error)
         case None | {"bytes": None}:
             return "it holds no picture"
     return "it holds neither the bytes of a picture nor a path"

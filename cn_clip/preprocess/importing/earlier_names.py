@@ -8,20 +8,20 @@ from pathlib import Path
 
 from cn_clip.data.captions import MAX_ID
 from cn_clip.errors import DataError
-from cn_clip.preprocess.importing.outputs import names_file
-from cn_clip.preprocess.importing.progress import KNOWN, PictureRecord, Progress
+from cn_clip.preprocess.importing.outputs import names_file, texts_file
+from cn_clip.preprocess.importing.progress import ELSEWHERE, KNOWN, PictureRecord, Progress
 
 _SHAPE = '{"image_id": 17, "name": "bags/7.png"}'
 
 
 def read_earlier_names(folder: Path, splits: Sequence[str], progress: Progress) -> int:
-    """Record the names of every split's map; the id that the first new picture gets. DataError names file and row."""
-    next_id = 0
+    """Record the names of every split's map; the id that the first new picture gets. DataError names file and row.
+
+    Maps of splits that are not written are read too: their pictures may come into one that is, and keep their ids.
+    """
+    highest = -1
     for split in splits:
-        path = folder / names_file(split)
-        if not path.is_file():
-            continue
-        for image_id, name, where in _rows_of(path):
+        for image_id, name, where in _rows_of(folder / names_file(split)):
             found = progress.find(name)
             if found is not None and found.image_id != image_id:
                 raise DataError(
@@ -29,17 +29,41 @@ def read_earlier_names(folder: Path, splits: Sequence[str], progress: Progress) 
                     "mend the map, or delete it for new ids"
                 )
             progress.record(name, PictureRecord(image_id, split, KNOWN, None))
-            next_id = max(next_id, image_id + 1)
+            highest = max(highest, image_id)
     progress.require_distinct_ids(
         lambda image_id: (
             f"the maps of names in {folder} give two pictures the id {image_id}: mend them, or delete them for new ids"
         )
     )
-    return next_id
+    for path in _maps_of_others(folder, splits):
+        for image_id, name, _ in _rows_of(path):
+            # other pictures may have the same names there: what stands in the splits that are written counts
+            if progress.find(name) is None:
+                progress.record(name, PictureRecord(image_id, None, ELSEWHERE, None))
+            highest = max(highest, image_id)
+    progress.forget_doubtful_ids()
+    if highest == MAX_ID:
+        raise DataError(
+            f"the maps of names in {folder} have the id {MAX_ID}, after which there is none for a new picture: "
+            "give it a lower one there, or delete the maps for new ids"
+        )
+    return highest + 1
+
+
+def _maps_of_others(folder: Path, splits: Sequence[str]) -> list[Path]:
+    """Maps of splits that are not written; a file of another kind may have such a name, but has no captions beside it."""
+    ours = {names_file(split) for split in splits}
+    return [
+        path
+        for path in sorted(folder.glob(names_file("*")))
+        if path.name not in ours and (folder / texts_file(path.name.removesuffix(names_file("")))).is_file()
+    ]
 
 
 def _rows_of(path: Path) -> Iterator[tuple[int, str, str]]:
-    """(id, name, where it stands) of each row."""
+    """(id, name, where it stands) of each row; none of a map that is not there."""
+    if not path.is_file():
+        return
     with path.open("rb") as file:
         for row, line in enumerate(file, start=1):
             where = f"{path} row {row}"

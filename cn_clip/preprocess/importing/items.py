@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import binascii
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from cn_clip.data.table_format import MAX_ROW_BYTES, decode_base64
 from cn_clip.errors import DataError
 from cn_clip.preprocess.importing.split_choice import SplitChoice
+
+MAX_PICTURE_BYTES = MAX_ROW_BYTES * 3 // 4
+"""In base64, a larger one would not fit a row."""
 
 
 class Content(Protocol):
@@ -28,29 +33,17 @@ class FileContent:
 
     def read(self) -> bytes:
         try:
+            status = self.path.stat()
+            # a pipe would be waited for, a device has no end
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(f"cannot read {self.path}: it is no file")
+            if status.st_size > MAX_PICTURE_BYTES:
+                raise DataError(f"cannot read {self.path}: it has more than {MAX_PICTURE_BYTES:,} bytes")
             return self.path.read_bytes()
         except OSError as error:
             raise DataError(f"cannot read {self.path}: {error.strerror}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class SliceContent:
-    """A run of bytes inside a file, as the members of a tar are."""
-
-    path: Path
-    start: int
-    num_bytes: int
-
-    def read(self) -> bytes:
-        try:
-            with self.path.open("rb", buffering=0) as file:
-                file.seek(self.start)
-                content = file.read(self.num_bytes)
-        except OSError as error:
-            raise DataError(f"cannot read {self.path}: {error.strerror}") from error
-        if len(content) < self.num_bytes:
-            raise DataError(f"{self.path} is cut: {len(content)} of {self.num_bytes} bytes are there")
-        return content
+        except ValueError as error:  # no name of a file: a zero byte or half a character in it
+            raise DataError(f"cannot read {str(self.path)!r}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +64,9 @@ class Base64Content:
 
     def read(self) -> bytes:
         try:
-            return binascii.a2b_base64(self.text.translate(_STANDARD_ALPHABET), strict_mode=True)
+            return decode_base64(self.text)
         except binascii.Error as error:
             raise DataError(f"not base64 ({error})") from error
-
-
-_STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +116,8 @@ class Part:
     items: Callable[[], Iterator[Item]]
     files: tuple[Path, ...] = ()
     """What they are read from: another size or time of change is another import."""
+    url: str | None = None
+    """What they are read from, where that is not on this machine."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +131,8 @@ class Source:
     """How pictures without a split of their own get one."""
     own_ids: bool = False
     """Keys are whole numbers, and stay the ids; else ids are counted."""
+    names_are_files: bool = False
+    """A key names one file: where it comes again, the file need not be read again."""
     has_names: bool = True
     """Names are written down beside ids, where they are not the ids."""
     companions: Mapping[str, bytes] = field(default_factory=dict)
@@ -147,6 +141,23 @@ class Source:
     """What was done before an error is kept."""
     advice: str = "mend it and run again, or pass over such rows with --bad-rows skip"
     """End of the message about a row that cannot be used."""
+
+
+def name_below(folder: Path, name: str) -> str:
+    """The name of a file, from the folder on, written in one way only (`a.jpg` for `./a.jpg`).
+
+    DataError when it is outside of the folder: a table from elsewhere must not reach other files. Only the name is looked at; a link
+    inside the folder is the owner's to make.
+    """
+    if "\0" in name:
+        raise DataError(f"{name!r} is no name of a file")
+    top = os.path.abspath(folder)
+    below = os.path.relpath(os.path.join(top, name), top)
+    if below == os.pardir or below.startswith(os.pardir + os.sep) or os.path.isabs(below):
+        raise DataError(
+            f"{name!r} lies outside of {folder}: name files inside of it, or give a folder above both"
+        )
+    return Path(below).as_posix()
 
 
 def require_folder(path: Path, flag: str, what: str) -> None:

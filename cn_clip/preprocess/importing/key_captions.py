@@ -27,17 +27,11 @@ class KeyCaption:
 def read_key_captions(path: Path) -> Iterator[KeyCaption | BadItem]:
     """Each line in file order; blank lines are passed over."""
     lines = TextLines(path)
-    while True:
-        try:
-            line = next(lines)
-        except StopIteration:
-            return
-        except UndecodableError as error:
-            yield BadItem(f"{path} row {lines.row}", str(error))
+    for line in lines.or_bad():
+        if isinstance(line, BadItem):
+            yield line
             continue
-        if not line.strip():
-            continue
-        where = f"{path} row {lines.row}"
+        where = lines.where
         key, *rest = line.strip().split(maxsplit=1)
         picture = key.partition("#")[0]
         if not rest or not picture or picture == key:

@@ -115,6 +115,18 @@ def make_folder(folder: Path) -> None:
         raise DataError(f"the folder --output-dir {folder} is not writable: choose another")
 
 
+def make_work_folder(output_dir: Path) -> Path:
+    work = output_dir / WORK_FOLDER
+    try:
+        work.mkdir(exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{work} cannot be made a folder ({error.strerror}), where an import keeps what is not whole yet: "
+            "move away what stands there"
+        ) from error
+    return work
+
+
 def has_rows(work: Path) -> bool:
     return any(child.stat().st_size for child in work.iterdir() if not child.name.startswith(PROGRESS_FILE))
 

@@ -18,14 +18,17 @@ from types import TracebackType
 
 from cn_clip.errors import DataError
 
-KNOWN, WRITTEN, BAD = 0, 1, 2
-"""Of a picture: an earlier import had it; it is written; it cannot be used."""
+KNOWN, WRITTEN, BAD, ELSEWHERE = 0, 1, 2, 3
+"""Of a picture: an earlier import had it; it is written; it cannot be used; an earlier import had it in a split that is not written."""
+NO_ID = -1
+"""Of a picture that cannot be used, and never had one."""
 _CACHE_KIB = 32 << 10
 _TABLES = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pictures (
-    key TEXT PRIMARY KEY, image_id INTEGER NOT NULL, split TEXT, state INTEGER NOT NULL, digest BLOB
+    key BLOB PRIMARY KEY, image_id INTEGER NOT NULL, split TEXT, state INTEGER NOT NULL, digest BLOB
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS parts (number INTEGER PRIMARY KEY, mark TEXT NOT NULL);
 """
 
 
@@ -35,6 +38,7 @@ class PictureRecord:
 
     image_id: int
     split: str | None
+    """None where it is in none that is written."""
     state: int
     digest: bytes | None
 
@@ -46,6 +50,10 @@ class Position:
     part: int = 0
     item: int = 0
     """Items of this part that are done."""
+    trail: str = ""
+    """Digest of them (`changes.Trail`)."""
+    listings: dict[str, str] = field(default_factory=dict)
+    """Number of each part that is done and is no file -> digest of its items."""
     num_items: int = 0
     """Items done, of all parts."""
     next_id: int = 0
@@ -117,6 +125,7 @@ class Progress:
         with self._told():
             self._file.execute("DELETE FROM facts")
             self._file.execute("DELETE FROM pictures")
+            self._file.execute("DELETE FROM parts")
             self._file.execute("INSERT INTO facts VALUES ('fingerprint', ?)", (fingerprint,))
 
     def checkpoint(self, position: Position, sizes: dict[str, int]) -> None:
@@ -138,11 +147,30 @@ class Progress:
         with self._told():
             self._file.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?)", row)
 
-    def removed(self) -> Iterator[tuple[int, str, str]]:
-        """(id, name, split) of pictures that only an earlier import had, by id."""
-        query = "SELECT image_id, key, split FROM pictures WHERE state = ? ORDER BY image_id"
+    def mark(self, part: int, mark: str) -> None:
+        """Keep what tells whether a part has changed."""
         with self._told():
-            yield from self._file.execute(query, (KNOWN,))
+            self._file.execute("INSERT OR REPLACE INTO parts VALUES (?, ?)", (part, mark))
+
+    def mark_of(self, part: int) -> str:
+        with self._told():
+            found = self._file.execute("SELECT mark FROM parts WHERE number = ?", (part,)).fetchone()
+        return "" if found is None else str(found[0])
+
+    def removed(self) -> Iterator[tuple[int, str, str]]:
+        """(id, name, split) of pictures that an earlier import had and this one has not, by id."""
+        query = "SELECT image_id, key, split FROM pictures WHERE split IS NOT NULL AND state IN (?, ?) ORDER BY image_id"
+        with self._told():
+            for image_id, key, split in self._file.execute(query, (KNOWN, BAD)):
+                yield image_id, key.decode("utf-8", "surrogatepass"), split
+
+    def forget_doubtful_ids(self) -> None:
+        """Of pictures that are elsewhere: ids that another picture has too are not kept."""
+        taken = "SELECT image_id FROM pictures GROUP BY image_id HAVING COUNT(*) > 1"
+        with self._told():
+            self._file.execute(
+                f"DELETE FROM pictures WHERE state = ? AND image_id IN ({taken})", (ELSEWHERE,)
+            )
 
     def require_distinct_ids(self, describe: Callable[[int], str]) -> None:
         """DataError when two pictures have one id; `describe` says where it was read."""
@@ -153,6 +181,6 @@ class Progress:
             raise DataError(describe(found[0]))
 
 
-def _storable(key: str) -> str:
-    """SQLite takes no lone surrogates, which file names that are not UTF-8 have in Python."""
-    return key.encode("utf-8", "backslashreplace").decode("utf-8")
+def _storable(key: str) -> bytes:
+    """SQLite's texts hold no lone surrogates, which file names that are not UTF-8 have in Python."""
+    return key.encode("utf-8", "surrogatepass")

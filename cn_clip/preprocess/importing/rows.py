@@ -7,9 +7,10 @@ from cn_clip.errors import DataError
 from cn_clip.preprocess.importing.items import BadItem, FileContent, Item, Picture, Source, Text
 from cn_clip.preprocess.importing.outputs import Outputs
 from cn_clip.preprocess.importing.pictures import Prepared
-from cn_clip.preprocess.importing.progress import BAD, KNOWN, WRITTEN, PictureRecord, Position, Progress
+from cn_clip.preprocess.importing.progress import BAD, NO_ID, WRITTEN, PictureRecord, Position, Progress
 
-_NO_ID = -1
+_MAX_ID_CHARS = 20
+"""`int` of thousands of digits raises; and messages show no more of an id."""
 
 
 class RowWriter:
@@ -27,13 +28,13 @@ class RowWriter:
 
     def is_done(self, picture: Picture) -> bool:
         """Whether this picture need not be read: the same file was, or is about to be."""
-        # a key that is an id may stand before two files, of which one is wrong
-        if self._source.own_ids or not isinstance(picture.content, FileContent):
+        # another key, an id or a name from a column, may stand before two files, of which one is wrong
+        if not self._source.names_are_files or not isinstance(picture.content, FileContent):
             return False
         if picture.key in self._under_way:
             return True
         found = self._progress.find(picture.key)
-        if found is not None and found.state != KNOWN:
+        if found is not None and found.state in (WRITTEN, BAD):
             return True
         self._under_way.add(picture.key)
         return False
@@ -57,8 +58,9 @@ class RowWriter:
         fault = prepared.fault or self._bad_id(picture.key)
         if fault is not None:
             self._pass_over(picture.where, fault)
-            image_id = _NO_ID if found is None else found.image_id
-            self._progress.record(picture.key, PictureRecord(image_id, None, BAD, None))
+            # an id that it had stays its own, in the map of the split that it was in
+            image_id, split = (NO_ID, None) if found is None else (found.image_id, found.split)
+            self._progress.record(picture.key, PictureRecord(image_id, split, BAD, None))
             return
         name = picture.name or picture.key
         split = picture.split or self._chosen_split(name, prepared.digest)
@@ -79,9 +81,10 @@ class RowWriter:
     def _bad_id(self, key: str) -> str | None:
         if not self._source.own_ids:
             return None
-        if key.removeprefix("-").isdecimal() and str(int(key)) == key and abs(int(key)) <= MAX_ID:
+        is_short = len(key) <= _MAX_ID_CHARS and key.removeprefix("-").isdecimal()
+        if is_short and str(int(key)) == key and abs(int(key)) <= MAX_ID:
             return None
-        return f"the id {key!r} is not a whole number of 64 bits"
+        return _no_id(key)
 
     def _chosen_split(self, name: str, digest: bytes) -> str:
         if self._source.choice is None:
@@ -91,17 +94,21 @@ class RowWriter:
     def _image_id(self, key: str, found: PictureRecord | None) -> int:
         if self._source.own_ids:
             return int(key)
-        if found is not None and found.image_id != _NO_ID:
+        if found is not None and found.image_id != NO_ID:
             return found.image_id
         self._position.next_id += 1
         return self._position.next_id - 1
 
     def _add_text(self, text: Text) -> None:
+        fault = _fault_of(text)
+        if fault is not None:
+            self._pass_over(text.where, fault)
+            return
         image_ids: dict[str, list[int]] = {} if text.split is None else {text.split: []}
         for key in dict.fromkeys(text.keys):
             found = self._progress.find(key)
-            if found is None or found.state == KNOWN:
-                self._pass_over(text.where, f"there is no picture {key!r}")
+            if found is None or found.state not in (WRITTEN, BAD):
+                self._pass_over(text.where, f"there is no picture {_shown(key)}")
                 return
             if found.state == WRITTEN and found.split is not None:
                 image_ids.setdefault(found.split, []).append(found.image_id)
@@ -120,3 +127,25 @@ class RowWriter:
             raise DataError(f"{where}: {reason}; {self._stops}")
         self._position.num_bad += 1
         self._files.add_bad_row(where, reason)
+
+
+def _fault_of(text: Text) -> str | None:
+    if text.text_id is not None and (type(text.text_id) is not int or abs(text.text_id) > MAX_ID):
+        return _no_id(text.text_id)
+    try:
+        text.text.encode()
+    except UnicodeEncodeError as error:  # an escape in JSON can be half a character
+        return f"its caption is no text ({error})"
+    return None
+
+
+def _no_id(value: int | str) -> str:
+    return f"the id {_shown(value)} is not a whole number of 64 bits"
+
+
+def _shown(value: int | str) -> str:
+    try:
+        shown = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return "it has"
+    return shown if len(shown) <= _MAX_ID_CHARS * 2 else f"{shown[: _MAX_ID_CHARS * 2]}…"

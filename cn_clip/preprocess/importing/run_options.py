@@ -24,4 +24,4 @@ class RunOptions:
     workers: int | None = None
     """threads that read, check and shrink pictures; one per core when not given"""
     start_anew: bool = False
-    """give up an unfinished import that other settings or other files began"""
+    """begin at the first row, and give up an unfinished import in the folder"""

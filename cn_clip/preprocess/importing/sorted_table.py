@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from cn_clip.errors import ConfigError, DataError
-from cn_clip.preprocess.importing.items import FileContent, Item, Part, Picture, Source, Text
+from cn_clip.preprocess.importing.items import FileContent, Item, Part, Picture, Source, Text, name_below
 from cn_clip.preprocess.importing.run import run_import
 from cn_clip.preprocess.importing.run_options import RunOptions
 from cn_clip.preprocess.importing.split_choice import check_split_names
@@ -64,7 +64,7 @@ def transform_table(options: Options) -> Summary:
     image_ids = {name: image_id for image_id, name in enumerate(sorted({row.name for row in rows}))}
     chosen = split_names(list(image_ids), options)
     source = Source(
-        parts=[Part(options.csv.name, partial(_items, rows, image_ids, chosen, options))],
+        parts=[Part(options.csv.name, partial(_items, rows, image_ids, chosen, options), (options.csv,))],
         splits=options.splits,
         own_ids=True,
         companions={f"{split}{IDS_FILE}": _ids_json(names, image_ids) for split, names in chosen.items()},
@@ -147,7 +147,9 @@ def _require_pictures(table: Iterable[TableRow], options: Options) -> None:
     """DataError with the first row whose picture is missing, the first such files, and how many there are."""
     first_rows: dict[str, int] = {}
     for row in table:
-        first_rows.setdefault(row.name, row.row)
+        if row.name not in first_rows:
+            _require_below(row, options)
+            first_rows[row.name] = row.row
     missing = [name for name in first_rows if not (options.image_dir / name).is_file()]
     if missing:
         shown = ", ".join(missing[:_MISSING_SHOWN]) + (", …" if len(missing) > _MISSING_SHOWN else "")
@@ -156,3 +158,10 @@ def _require_pictures(table: Iterable[TableRow], options: Options) -> None:
             f"file{'s'[: len(missing) != 1]} that {options.image_dir} does not have ({shown}); "
             "add the pictures or take the rows out"
         )
+
+
+def _require_below(row: TableRow, options: Options) -> None:
+    try:
+        name_below(options.image_dir, row.name)
+    except DataError as error:
+        raise DataError(f"{options.csv} row {row.row}, column {options.image_column}: {error}") from error

@@ -182,16 +182,11 @@ def _place(header: Sequence[str], name: str | None, usual: Sequence[str], flag: 
 
 def _json_rows(path: Path, shape: TableShape) -> Iterator[TableRow | BadItem]:
     lines = TextLines(path, shape.encoding)
-    while True:
-        try:
-            line = next(lines)
-        except StopIteration:
-            return
-        except UndecodableError as error:
-            yield BadItem(f"{path} row {lines.row}", str(error))
-            continue
-        if line.strip():
-            yield from _json_row(line, lines.row, f"{path} row {lines.row}", shape)
+    for line in lines.or_bad():
+        if isinstance(line, BadItem):
+            yield line
+        else:
+            yield from _json_row(line, lines.row, lines.where, shape)
 
 
 def _json_row(line: str, row: int, where: str, shape: TableShape) -> Iterator[TableRow | BadItem]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from cn_clip.errors import DataError
+from cn_clip.preprocess.importing.items import BadItem
 
 Encoding = Literal["utf-8", "gb18030", "big5", "utf-16"]
 _SHOWN = 24
@@ -43,6 +44,24 @@ class TextLines:
             return line.decode(encoding)
         except UnicodeDecodeError as error:
             raise UndecodableError(f"not {self._encoding.upper()}{_other_encoding(line)}") from error
+
+    def or_bad(self) -> Iterator[str | BadItem]:
+        """Each line that is not blank; in place of one that cannot be decoded, what is wrong with it."""
+        while True:
+            try:
+                line = next(self)
+            except StopIteration:
+                return
+            except UndecodableError as error:
+                yield BadItem(self.where, str(error))
+                continue
+            if line.strip():
+                yield line
+
+    @property
+    def where(self) -> str:
+        """File and row of the latest line."""
+        return f"{self._path} row {self.row}"
 
 
 def _byte_lines(path: Path, encoding: Encoding) -> Iterator[bytes]:
