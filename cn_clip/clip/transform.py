@@ -138,7 +138,7 @@ def fast_square(raw: bytes, image_px: int, draw_crop: DrawCrop | None = None) ->
         shrink = shrink_for(size, image_px) if draw_crop is None else 1
         decoded_HWC = decode_jpeg(raw, size, shrink)
         if decoded_HWC is not None and shrink > 1:
-            return resize_uint8(decoded_HWC, image_px, (size[0] / shrink, size[1] / shrink))
+            return resize_uint8(decoded_HWC, image_px, size, shrink)
         if decoded_HWC is not None:
             return resize_uint8(cropped(decoded_HWC, draw_crop), image_px)
     image = open_picture(raw)
@@ -158,20 +158,46 @@ def cropped(pixels_HWC: Pixels_HWC, draw_crop: DrawCrop | None) -> Pixels_HWC:
     return pixels_HWC[top : top + height, left : left + width]
 
 
-def resize_uint8(pixels_HWC: Pixels_HWC, image_px: int, extent: tuple[float, float] | None = None) -> Tensor:
+def resize_uint8(
+    pixels_HWC: Pixels_HWC, image_px: int, size: tuple[int, int] | None = None, shrink: int = 1
+) -> Tensor:
     """uint8 (3, S, S) view, squashed by the antialiased bicubic filter; grey becomes three equal colours.
 
-    `extent` is the part of height and width to squash, where the last row and column stand for less than a whole pixel.
+    `size` is (height, width) of the picture whose pixels these are at one `shrink`-th, where the last row and column stand
+    for less than a whole pixel.
     """
     # the filter is quick only when this order of dimensions shows that colours lie next to each other in memory
     picture_1CHW = torch.from_numpy(pixels_HWC)[None].permute(0, 3, 1, 2)
-    if extent is None or extent == pixels_HWC.shape[:2]:
-        square_1CSS = F.interpolate(picture_1CHW, (image_px, image_px), mode="bicubic", antialias=True)
-    else:
-        # torch rounds the size down, which must not fall below S by a rounding error
-        scale = (image_px / extent[0] * (1 + 1e-9), image_px / extent[1] * (1 + 1e-9))
-        square_1CSS = F.interpolate(picture_1CHW, scale_factor=scale, mode="bicubic", antialias=True)
+    columns = picture_1CHW.shape[3]
+    height, width = size or picture_1CHW.shape[2:]
+    extent = (height / shrink, width / shrink)
+    if _pil_begins_with_height(height, width, image_px):
+        picture_1CHW = _squash(picture_1CHW, (extent[0], columns), (image_px, columns))
+        extent = (image_px, extent[1])
+    square_1CSS = _squash(picture_1CHW, extent, (image_px, image_px))
     return square_1CSS[0].expand(3, -1, -1)
+
+
+def _squash(picture_1CHW: Tensor, extent: tuple[float, float], size: tuple[int, int]) -> Tensor:
+    """To `size`, width before height; `extent` is the part of height and width to squash."""
+    if extent == picture_1CHW.shape[2:]:
+        return F.interpolate(picture_1CHW, size, mode="bicubic", antialias=True)
+    # torch rounds the size down, which must not fall below the one asked for by a rounding error
+    scale = (size[0] / extent[0] * (1 + 1e-9), size[1] / extent[1] * (1 + 1e-9))
+    return F.interpolate(picture_1CHW, scale_factor=scale, mode="bicubic", antialias=True)
+
+
+def _pil_begins_with_height(height: int, width: int, image_px: int) -> bool:
+    """Which of its two passes comes first decides where colours beyond 0 and 255 are cut: up to 12 levels at hard edges."""
+    return _pil_chooses_order() and height - image_px > 2 * max(width - image_px, 0)
+
+
+@cache
+def _pil_chooses_order() -> bool:
+    """Pillow before 13 always squashes the width first (github.com/python-pillow/Pillow/pull/9549)."""
+    from PIL import __version__
+
+    return int(__version__.partition(".")[0]) >= 13
 
 
 def resize_by_pil(image: Image, image_px: int) -> Tensor:

@@ -94,6 +94,16 @@ def test_exact_mode_normalises_augmented_pictures(picture: Image.Image) -> None:
     assert torch.equal(unchanged(encoded(picture)), exact_transform(16)(encoded(picture)))
 
 
+@pytest.mark.parametrize(
+    "size", [(300, 400), (400, 300), (300, 376), (300, 377), (230, 900), (100, 230), (230, 220), (1200, 2600)]
+)
+def test_hard_edges_are_cut_in_the_order_of_pil(size: tuple[int, int]) -> None:
+    checks = np.random.default_rng(0).integers(0, 2, (size[1], size[0], 3), dtype=np.uint8) * 255
+    exact = np.asarray(Image.fromarray(checks).resize((224, 224), Image.Resampling.BICUBIC)).astype(int)
+    fast = fast_transform(224)(encoded(Image.fromarray(checks))).permute(1, 2, 0).numpy()
+    assert np.abs(fast - exact).max() <= 2
+
+
 def test_exif_does_not_turn_the_picture(picture: Image.Image) -> None:
     file = io.BytesIO()
     turned = Image.Exif()
