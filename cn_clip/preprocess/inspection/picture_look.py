@@ -10,10 +10,10 @@ import simplejpeg
 import xxhash
 from PIL import Image
 
+from cn_clip.clip.decode import JPEG_MAGIC
 from cn_clip.preprocess.inspection.near_hash import near_hash
 from cn_clip.preprocess.splits.picture_check import find_fault
 
-_JPEG_MAGIC = b"\xff\xd8\xff"
 _JPEG_MODES = {"Gray": "L", "YCbCr": "RGB", "RGB": "RGB", "CMYK": "CMYK", "YCCK": "CMYK"}
 _HASH_PX = 64  # scaled decoding stops above this, so that the near hash has pixels to average
 
@@ -53,7 +53,7 @@ def look_at(picture: bytes) -> PictureLook:
 
 def _look_at_whole(picture: bytes, digest: bytes) -> PictureLook:
     flaw = None
-    if picture.startswith(_JPEG_MAGIC):
+    if picture.startswith(JPEG_MAGIC):
         try:
             return _look_at_jpeg(picture, digest)
         except ValueError as error:  # damage, or what libjpeg-turbo does not know: PIL has the last word
