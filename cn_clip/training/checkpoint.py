@@ -2,7 +2,7 @@
 
 A file holds `epoch` (1-based), `step` (optimizer steps done), `name`, `state_dict` (keys begin with `module.`),
 `optimizer` (parameters in the reference's order); and ours beside: `scaler`, and `cn_clip` with a format number, the
-version that wrote it and the settings of the run.
+version that wrote it, and the settings and number of ranks of the run.
 """
 
 from __future__ import annotations
@@ -54,9 +54,12 @@ class Checkpoints:
         precision: Precision,
         settings: Mapping[str, Any],
         *,
+        world_size: int,
         enabled: bool,
     ) -> None:
-        self._run_dir, self._name, self._settings = run_dir, name, dict(settings)
+        self._run_dir, self._name = run_dir, name
+        self.origin = {"settings": dict(settings), "world_size": world_size}
+        """Of this run: what `continuation.differences` compares."""
         self._model, self._optimizer, self._precision = model, optimizer, precision
         self._enabled = enabled and run_dir.writes
 
@@ -83,13 +86,16 @@ class Checkpoints:
             "state_dict": {f"module.{key}": value for key, value in self._model.state_dict().items()},
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._precision.state_dict(),
-            "cn_clip": {"format": FORMAT, "version": cn_clip.__version__, "settings": self._settings},
+            "cn_clip": {"format": FORMAT, "version": cn_clip.__version__, **self.origin},
         }
         write_atomically(path, lambda file: torch.save(content, file))
         _log_saved(path, position, time.time() - started)
 
-    def resume(self, path: Path, *, with_optimizer: bool) -> Position:
-        """Load a checkpoint, ours or the reference's, into the model and the optimizer; returns where it stood."""
+    def resume(self, path: Path, *, with_optimizer: bool) -> tuple[Position, Mapping[str, Any]]:
+        """Load a checkpoint, ours or the reference's, into the model and the optimizer.
+
+        Returns where it stood, and the `origin` of its run; nothing for one of the reference.
+        """
         logger.info("=> begin to load checkpoint '%s'", path)
         checkpoint = read_checkpoint(path)
         load_into(self._model, model_weights(checkpoint), where=str(path))
@@ -103,7 +109,7 @@ class Checkpoints:
             optimizer_state_from_reference(checkpoint["optimizer"], self._optimizer, self._model)
             self._precision.load_state_dict(checkpoint.get("scaler", {}))
             logger.info("=> optimizer state is restored from the checkpoint")
-        return position
+        return position, checkpoint.get("cn_clip", {})
 
 
 def _position(checkpoint: Mapping[str, Any], path: Path) -> Position:

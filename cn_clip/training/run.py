@@ -13,6 +13,7 @@ from cn_clip.config.legacy_flags import reference_params
 from cn_clip.config.load import to_plain
 from cn_clip.config.schema import TrainConfig
 from cn_clip.data.loader import explained_worker_death
+from cn_clip.data.pairs import PairStream
 from cn_clip.errors import WeightsError
 from cn_clip.losses.pair import PairLoss
 from cn_clip.parallel.gather import from_main
@@ -26,6 +27,7 @@ from cn_clip.training.build import (
     parallelize,
 )
 from cn_clip.training.checkpoint import Checkpoints, steps_done
+from cn_clip.training.continuation import differences
 from cn_clip.training.contrastive_task import ContrastiveTask
 from cn_clip.training.optimizer import build_optimizer
 from cn_clip.training.run_dir import RunDir, logging_to
@@ -69,11 +71,14 @@ def _train(config: TrainConfig, run_dir: RunDir, ranks: Ranks) -> None:
         optimizer,
         precision,
         to_plain(config),
+        world_size=ranks.world_size,
         enabled=config.checkpoint.enabled,
     )
     # Only now, when what the settings name has been found: a mistyped command leaves an old run's settings alone.
     _log_settings(config, run_dir, ranks, max_steps)
-    plan = Plan(per_epoch, _first_step(config, resume_from, checkpoints, per_epoch), max_steps)
+    is_stream = isinstance(sources.train, PairStream)
+    first_step = _first_step(config, resume_from, checkpoints, per_epoch, is_stream=is_stream)
+    plan = Plan(per_epoch, first_step, max_steps)
     if plan.first_step >= max_steps:
         logger.info("The run is complete: %d of %d steps are done.", plan.first_step, max_steps)
     with step_log(config.log, run_dir, plan, data.order) as log:
@@ -151,13 +156,22 @@ def _resume_path(config: TrainConfig, run_dir: RunDir) -> Path | None:
 
 
 def _first_step(
-    config: TrainConfig, resume_from: Path | None, checkpoints: Checkpoints, steps_per_epoch: int
+    config: TrainConfig,
+    resume_from: Path | None,
+    checkpoints: Checkpoints,
+    steps_per_epoch: int,
+    *,
+    is_stream: bool,
 ) -> int:
     """Optimizer steps already done, with the model and optimizer as they were then."""
     if resume_from is None:
         return 0
-    position = checkpoints.resume(resume_from, with_optimizer=not config.run.reset_optimizer)
+    position, origin = checkpoints.resume(resume_from, with_optimizer=not config.run.reset_optimizer)
     step = 0 if config.run.reset_position else steps_done(position, steps_per_epoch)
+    if step and (changed := differences(origin, checkpoints.origin, is_stream=is_stream)):
+        logger.warning(
+            "This run meets other pairs than would have followed in the checkpoint's: %s.", "; ".join(changed)
+        )
     logger.info("=> loaded checkpoint '%s' (epoch %d @ %d steps)", resume_from, position.epoch, step)
     return step
 
