@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from cn_clip.data.tars.members import PICTURES
 from cn_clip.errors import ConfigError, DataError
 from cn_clip.preprocess.importing.items import (
     BadItem,
@@ -31,7 +32,7 @@ from cn_clip.preprocess.importing.split_choice import SplitChoice
 from cn_clip.preprocess.importing.tables import TableShape, iterate_table
 from cn_clip.preprocess.importing.text_lines import Encoding, TextLines, UndecodableError
 
-_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jfif")
+_PICTURE_SUFFIXES = tuple(f".{ending}" for ending in (*PICTURES, "jfif"))
 
 
 @dataclass(frozen=True, kw_only=True)

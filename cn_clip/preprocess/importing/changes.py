@@ -149,11 +149,13 @@ def rest_of(source: Source, position: Position, progress: Progress) -> Iterator[
     if position.part == len(source.parts):
         return iter(())
     items, trail = source.parts[position.part].items(), Trail()
-    try:
-        for item in islice(items, position.item):
-            trail.add(item)
-    except DataError:  # it broke before the place that was reached
-        return None
+    num_found, latest = 0, None
+    for latest in islice(items, position.item):
+        trail.add(latest)
+        num_found += 1
+    if num_found < position.item and isinstance(latest, BadItem):
+        # a store that cannot be reached just now is no reason to give up what is done
+        raise DataError(f"{latest.where}: {latest.reason}; run again when it can be read")
     return items if trail.digest == position.trail else None
 
 

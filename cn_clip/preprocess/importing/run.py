@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NoReturn
-
-from tqdm import tqdm
 
 from cn_clip.errors import ConfigError, DataError
 from cn_clip.preprocess.importing import changes, outputs
@@ -18,16 +13,11 @@ from cn_clip.preprocess.importing.earlier_names import read_earlier_names
 from cn_clip.preprocess.importing.finish import SplitSummary, finish
 from cn_clip.preprocess.importing.items import Item, Source
 from cn_clip.preprocess.importing.lock import hold_folder
-from cn_clip.preprocess.importing.pictures import prepared_in_order
+from cn_clip.preprocess.importing.parts_reader import PartsReader, check_share, too_many_bad
 from cn_clip.preprocess.importing.progress import Position, Progress
 from cn_clip.preprocess.importing.rows import RowWriter
 from cn_clip.preprocess.importing.run_options import RunOptions
-from cn_clip.preprocess.splits.in_order import num_cores
 
-_CHECKPOINT_ITEMS = 20_000
-_CHECKPOINT_SECONDS = 2.0
-ROWS_BEFORE_A_SHARE = 10_000
-"""A share of fewer rows says little; it is looked at in the end."""
 _WORTH_KEEPING_SECONDS = 60
 """Work of other settings that is thrown away without asking."""
 
@@ -118,14 +108,17 @@ class _Start:
 def _take_up(progress: Progress, fingerprint: str, source: Source, options: RunOptions) -> _Start:
     """Go on where an unfinished import of the same input stands, or begin; a new import knows the names of earlier ones."""
     found, position, sizes = progress.read()
-    if found and not options.start_anew and not _must_be_read_again(position, source, options):
-        rest = changes.rest_of(source, position, progress) if found == fingerprint else None
-        if rest is not None:
-            return _Start(position, sizes, rest)
+    if found and not options.start_anew:
+        reason = _why_read_again(position, source, options)
+        if reason is None and found == fingerprint:
+            rest = changes.rest_of(source, position, progress)
+            if rest is not None:
+                return _Start(position, sizes, rest)
         if position.elapsed_seconds > _WORTH_KEEPING_SECONDS:
+            reason = reason or "of other settings or other input: give the same ones to go on with it"
             raise ConfigError(
-                f"{options.output_dir / outputs.WORK_FOLDER} holds an unfinished import of other settings or other "
-                "input: give the same ones to go on with it, or --start-anew to give it up"
+                f"{options.output_dir / outputs.WORK_FOLDER} holds an unfinished import {reason}, or --start-anew to "
+                "begin at the first row"
             )
     progress.start(fingerprint)
     position = Position()
@@ -135,12 +128,15 @@ def _take_up(progress: Progress, fingerprint: str, source: Source, options: RunO
     return _Start(position, {}, None)
 
 
-def _must_be_read_again(position: Position, source: Source, options: RunOptions) -> bool:
-    """Whether going on could only fail: rows were passed over that now may not be, or more than may be; some may be mended."""
-    if options.bad_rows == "stop":
-        return position.num_bad > 0
+def _why_read_again(position: Position, source: Source, options: RunOptions) -> str | None:
+    """Why going on could not end well: rows were passed over, some of which may be mended by now."""
+    if options.bad_rows == "stop" and position.num_bad:
+        return f"that passed over {position.num_bad} bad rows: give --bad-rows skip to go on with it"
     is_whole = position.part == len(source.parts)
-    return not position.is_written and _too_many_bad(position, options, is_whole=is_whole)
+    if not position.is_written and too_many_bad(position, options, is_whole=is_whole):
+        share = f"{position.num_bad} of {position.num_items} pictures and captions are bad"
+        return f"in which {share}: give a higher --max-bad-share to go on with it"
+    return None
 
 
 def _require_unchanged(
@@ -171,8 +167,8 @@ def _read_all(source: Source, options: RunOptions, progress: Progress, start: _S
             warnings.filterwarnings("ignore", module=r"PIL\.")
             stops = source.advice if options.bad_rows == "stop" else None
             writer = RowWriter(source, files, progress, position, stops=stops)
-            _PartsReader(source, options, progress, writer, position, save).read(start.rest)
-        _check_share(position, options, is_whole=True)
+            PartsReader(source, options, progress, writer, position, save).read(start.rest)
+        check_share(position, options, is_whole=True)
         for image_id, name, split in progress.removed():
             files.add_name(split, image_id, name, is_removed=True)
         position.is_written = True
@@ -183,75 +179,3 @@ def _read_all(source: Source, options: RunOptions, progress: Progress, start: _S
         raise
     finally:
         files.close()
-
-
-class _PartsReader:
-    """Reads what is left of the parts, one after the other, and saves from time to time."""
-
-    def __init__(
-        self,
-        source: Source,
-        options: RunOptions,
-        progress: Progress,
-        writer: RowWriter,
-        position: Position,
-        save: Callable[[], None],
-    ) -> None:
-        self._source, self._options, self._progress = source, options, progress
-        self._writer, self._position, self._save = writer, position, save
-        self._num_threads = num_cores() if options.workers is None else options.workers
-        self._saved, self._unsaved = time.monotonic(), 0
-
-    def read(self, rest: Iterator[Item] | None) -> None:
-        """`rest` is what is left of the part at the position, if it is not whole."""
-        # None: only on a terminal
-        with tqdm(initial=self._position.num_items, unit=" rows", disable=None) as bar:
-            for number, part in enumerate(self._source.parts):
-                if number < self._position.part:
-                    continue
-                bar.set_description(part.name)
-                if part.url and not self._position.item:
-                    self._progress.mark(number, changes.store_mark(part.url))
-                self._read_part(part.items() if rest is None else rest, bar)
-                rest = None
-                if not (part.files or part.url):
-                    self._position.listings[str(number)] = self._position.trail
-                self._position.part, self._position.item, self._position.trail = number + 1, 0, ""
-
-    def _read_part(self, todo: Iterator[Item], bar: tqdm[NoReturn]) -> None:
-        position, trail = self._position, changes.Trail(self._position.trail)
-        done = prepared_in_order(todo, self._num_threads, self._options.max_px, self._writer.is_done)
-        with closing(done):
-            for item, prepared in done:
-                self._writer.add(item, prepared)
-                trail.add(item)
-                position.trail = trail.digest
-                position.item += 1
-                position.num_items += 1
-                self._unsaved += 1
-                bar.update()
-                if (
-                    self._unsaved >= _CHECKPOINT_ITEMS
-                    or time.monotonic() - self._saved >= _CHECKPOINT_SECONDS
-                ):
-                    _check_share(position, self._options, is_whole=False)
-                    self._save()
-                    self._saved, self._unsaved = time.monotonic(), 0
-
-
-def _check_share(position: Position, options: RunOptions, *, is_whole: bool) -> None:
-    if _too_many_bad(position, options, is_whole=is_whole):
-        raise DataError(
-            f"{position.num_bad} of {position.num_items} pictures and captions are bad, which is more than "
-            f"--max-bad-share {options.max_bad_share:g}; {_unfinished_bad_rows(options)} says which and why"
-        )
-
-
-def _too_many_bad(position: Position, options: RunOptions, *, is_whole: bool) -> bool:
-    if position.num_bad <= options.max_bad_share * position.num_items:
-        return False
-    return is_whole or position.num_items >= ROWS_BEFORE_A_SHARE
-
-
-def _unfinished_bad_rows(options: RunOptions) -> Path:
-    return options.output_dir / outputs.WORK_FOLDER / outputs.BAD_ROWS_FILE

@@ -12,7 +12,7 @@ from cn_clip.errors import DataError
 
 Policy = Literal["stop", "skip"]
 
-_ROWS_BEFORE_A_SHARE = 10_000
+ROWS_BEFORE_A_SHARE = 10_000
 """A share of fewer rows says little; it is looked at when the file is read."""
 
 
@@ -55,7 +55,7 @@ class BadRowLog:
     def check_share(self, path: Path, num_rows: int, *, is_whole: bool) -> None:
         """DataError when more of the rows of a file are bad than may be; `num_rows` of it were read so far."""
         num_bad = self._counts[path]
-        if num_bad <= self._max_share * num_rows or not (is_whole or num_rows >= _ROWS_BEFORE_A_SHARE):
+        if num_bad <= self._max_share * num_rows or not (is_whole or num_rows >= ROWS_BEFORE_A_SHARE):
             return
         self.publish()
         raise DataError(

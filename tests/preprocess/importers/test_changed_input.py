@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import subprocess
 import sys
 import tarfile
@@ -76,6 +77,38 @@ def test_a_folder_that_changes_after_an_interruption(
     out = run_import("folder", "--image-dir", folder)
     require_whole(out, folder)
     assert sorted(out.images()) == list(range(len(out.images())))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_changes_after_interruptions(
+    tmp_path: Path, run_import: RunImport, encode_picture: Encode, seed: int
+) -> None:
+    """Pictures come and go between runs that stop at a broken one; what was read keeps its bytes, and so does each name here."""
+    generator, folder = random.Random(seed), tmp_path / "images"
+    names = [f"{number}.jpg" for number in range(10)]
+    ids: dict[str, int] = {}
+    for name in names[::2]:
+        add(folder, name, encode_picture(int(name[0])))
+    for _ in range(18):
+        name = generator.choice(names)
+        is_new = not (folder / name).exists()
+        if is_new:
+            add(folder, name, encode_picture(int(name[0])))
+        elif generator.random() < 0.4:
+            remove(folder, name)
+        if (folder / name).exists() and not (tmp_path / "out" / ".importing").exists():
+            (folder / name).write_bytes(b"broken")
+        broken = [path for path in folder.glob("*.jpg") if path.read_bytes() == b"broken"]
+        if broken:
+            with pytest.raises(DataError, match="not a picture"):
+                run_import("folder", "--image-dir", folder)
+            for path in generator.sample(broken, 1):
+                path.write_bytes(encode_picture(int(path.stem)))
+        elif any(folder.glob("*.jpg")):
+            out = run_import("folder", "--image-dir", folder)
+            require_whole(out, folder)
+            assert all(ids.setdefault(name, image_id) == image_id for name, image_id in out.names().items())
+            assert len(set(ids.values())) == len(ids)
 
 
 def test_a_caption_that_changes_after_an_interruption(
@@ -274,6 +307,40 @@ def test_mended_pictures_count_after_too_many_were_bad(
             run_import(*words)
     (folder / "d.jpg").write_bytes(encode_picture(60))
     require_whole(run_import(*words), folder)
+
+
+def test_much_work_is_not_thrown_away_for_its_bad_rows(
+    folder: Path, run_import: RunImport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("folder", "--image-dir", folder)
+    with pytest.raises(DataError, match="1 of 10 pictures and captions are bad"):
+        run_import(*words, "--bad-rows", "skip")
+    monkeypatch.setattr(run_module, "_WORTH_KEEPING_SECONDS", -1)
+    with pytest.raises(
+        ConfigError, match="passed over 1 bad rows: give --bad-rows skip to go on .* --start-anew"
+    ):
+        run_import(*words)
+    with pytest.raises(ConfigError, match="1 of 10 .* are bad: give a higher --max-bad-share to go on"):
+        run_import(*words, "--bad-rows", "skip")
+    assert len(run_import(*words, *SKIP).images()) == 4
+
+
+def test_a_store_that_cannot_be_reached_costs_no_work(
+    run_import: RunImport, encode_picture: Encode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    monkeypatch.setattr("cn_clip.data.tars.samples.PAUSES_SECONDS", ())
+    write_tar(tmp_path / "t.tar", {"a": encode_picture(1), "b": b"broken"})
+    memory.pipe("/away/0.tar", (tmp_path / "t.tar").read_bytes())
+    words = ("webdataset", "--tars", "memory://away/0.tar")
+    with pytest.raises(DataError, match=r"0\.tar, b: not a picture"):
+        run_import(*words)
+    memory.mv("/away/0.tar", "/away/elsewhere")
+    with pytest.raises(DataError, match="cannot be read .* run again when it can be read"):
+        run_import(*words)
+    write_tar(tmp_path / "t.tar", {"a": encode_picture(1), "b": encode_picture(2)})
+    memory.pipe("/away/0.tar", (tmp_path / "t.tar").read_bytes())
+    assert list(run_import(*words).names()) == ["0/a", "0/b"]
 
 
 def test_the_id_of_a_picture_that_cannot_be_used_for_a_while(

@@ -20,8 +20,8 @@ NUM_KILLS = 12
 # the command as it is; only that it records its progress more often than every two seconds
 OFTEN = """
 import sys
-from cn_clip.preprocess.importing import run
-run._CHECKPOINT_ITEMS = 100
+from cn_clip.preprocess.importing import parts_reader
+parts_reader.CHECKPOINT_ITEMS = 100
 from cn_clip.preprocess.import_dataset import main
 main(sys.argv[1:])
 """
