@@ -6,6 +6,8 @@ import binascii
 
 import pybase64
 
+PICTURES_SUFFIX, CAPTIONS_SUFFIX = "_imgs.tsv", "_texts.jsonl"
+"""Behind the name of the split."""
 BOM = b"\xef\xbb\xbf"
 """Byte order mark of UTF-8, which some programs put before the first row."""
 MAX_ROW_BYTES = 512 << 20

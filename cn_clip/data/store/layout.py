@@ -55,6 +55,13 @@ PAIRS_FORMAT = "cn_clip pairs"
 IMAGES_FORMAT = "cn_clip images"
 INDEX_FORMAT = "cn_clip index"
 TOKENS_FORMAT = "cn_clip tokens"
+FOLDERS = {
+    PAIRS_FORMAT: PAIRS_FOLDER,
+    IMAGES_FORMAT: IMAGES_FOLDER,
+    INDEX_FORMAT: INDEX_FOLDER,
+    TOKENS_FORMAT: TOKENS_FOLDER,
+}
+"""Where in a split each kind lies; pictures may lie in more folders."""
 META_KEY = b"meta"
 COUNT_KEYS = {PAIRS_FORMAT: b"num_samples", IMAGES_FORMAT: b"num_images"}
 STOP_SENTENCE = (

@@ -110,16 +110,10 @@ def _identify(folder: Path) -> FileIdentity:
     try:
         file = (folder / "data.mdb").stat()
     except FileNotFoundError as error:
-        raise DataError(_what_is_missing(folder)) from error
+        raise DataError(f"{folder} was moved or deleted: {REBUILD}") from error
     except OSError as error:
         raise DataError(f"cannot read {folder}: {error.strerror}") from error
     return file.st_dev, file.st_ino, file.st_size
-
-
-def _what_is_missing(folder: Path) -> str:
-    if not folder.exists():
-        return f"{folder} does not exist: {REBUILD}"
-    return f"{folder} is not an LMDB folder (it has no data.mdb): give the folder that build_lmdb_dataset.py wrote"
 
 
 def _open(folder: Path) -> lmdb.Environment:

@@ -11,6 +11,7 @@ from cn_clip.data.store.image_store import ImageStore
 from cn_clip.data.store.lmdb_folder import REBUILD
 from cn_clip.data.store.pair_store import PairStore
 from cn_clip.data.store.token_store import TokenStore
+from cn_clip.data.store.wrong_folder import next_step
 from cn_clip.errors import DataError
 
 
@@ -27,13 +28,11 @@ def open_split(path: str | PathLike[str]) -> Split:
     """The split in this folder, of either format; DataError says what is missing and how to get it."""
     folder = Path(path)
     if not folder.is_dir():
-        raise DataError(
-            f"{folder} is not a folder: give the split's LMDB folder, for example DATAPATH/lmdb/train"
-        )
+        raise DataError(f"{folder} is not a folder: {next_step(folder)}")
     missing = [name for name in (layout.PAIRS_FOLDER, layout.IMAGES_FOLDER) if not (folder / name).is_dir()]
     if missing:
         raise DataError(
-            f"{folder} has no {' and no '.join(f'{name}/' for name in missing)} folder{_hint(folder)}"
+            f"{folder} has no {' and no '.join(f'{name}/' for name in missing)} folder: {next_step(folder)}"
         )
     pairs = PairStore(folder / layout.PAIRS_FOLDER)
     return Split(pairs, ImageStore(folder / layout.IMAGES_FOLDER), _open_tokens(folder, pairs))
@@ -50,13 +49,3 @@ def _open_tokens(folder: Path, pairs: PairStore) -> TokenStore | None:
             f"copy the split whole or {REBUILD}"
         )
     return tokens
-
-
-def _hint(folder: Path) -> str:
-    if (folder / "data.mdb").exists():
-        return f": give {folder.parent}, which holds both"
-    splits = sorted(child.name for child in folder.iterdir() if (child / layout.PAIRS_FOLDER).is_dir())
-    visible = [name for name in splits if not name.startswith(".")]
-    if visible:
-        return f": give one of its splits ({', '.join(visible)})"
-    return f": {REBUILD}"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cn_clip.data.store import layout
 from cn_clip.data.store.lmdb_folder import REBUILD, LmdbFolder
+from cn_clip.data.store.wrong_folder import next_step
 from cn_clip.errors import DataError
 
 
@@ -34,6 +35,7 @@ class StoreFolder:
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
+        _require_lmdb(self.path, self.kind)
         self._folder = LmdbFolder(self.path)
         self.meta = _read_format(self._folder, self.kind)
         self._folder.close()
@@ -57,6 +59,16 @@ def read_count(value: object) -> int:
     if type(value) is not int or value < 0:  # `True` is an int too, but no count
         raise ValueError(f"{value!r:.40} is no count")
     return value
+
+
+def _require_lmdb(path: Path, kind: str) -> None:
+    try:
+        (path / "data.mdb").stat()
+    except FileNotFoundError as error:
+        why = "is not an LMDB folder (it has no data.mdb)" if path.is_dir() else "does not exist"
+        raise DataError(f"{path} {why}: {next_step(path, layout.FOLDERS[kind])}") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _read_format(folder: LmdbFolder, kind: str) -> Meta:

@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
+from cn_clip.data.table_format import CAPTIONS_SUFFIX, PICTURES_SUFFIX
 from cn_clip.errors import ConfigError, DataError
 
 
@@ -36,7 +37,7 @@ def _find_split(data_dir: Path, name: str, may_be_empty: bool) -> SplitFiles:
         raise ConfigError(
             f"--splits: {name!r} cannot name a split; it is the part before _imgs.tsv, for example train"
         )
-    files = SplitFiles(name, data_dir / f"{name}_imgs.tsv", data_dir / f"{name}_texts.jsonl")
+    files = SplitFiles(name, data_dir / f"{name}{PICTURES_SUFFIX}", data_dir / f"{name}{CAPTIONS_SUFFIX}")
     for path in (files.pictures, files.captions):
         if not path.is_file():
             raise DataError(f"{path} does not exist{_near_split(data_dir, name)}")
@@ -46,7 +47,7 @@ def _find_split(data_dir: Path, name: str, may_be_empty: bool) -> SplitFiles:
 
 
 def _near_split(data_dir: Path, name: str) -> str:
-    there = sorted(path.name.removesuffix("_imgs.tsv") for path in data_dir.glob("*_imgs.tsv"))
+    there = sorted(path.name.removesuffix(PICTURES_SUFFIX) for path in data_dir.glob(f"*{PICTURES_SUFFIX}"))
     near = difflib.get_close_matches(name, [other for other in there if other != name], n=1)
     if near:
         return f": did you mean --splits {near[0]}?"
