@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
 def main(words: Sequence[str] | None = None) -> None:
     flags = _parse(words)
-    from cn_clip.preprocess.splits.build import build_split
+    from cn_clip.preprocess.splits.build import build_split, require_splits_there
     from cn_clip.preprocess.splits.split_files import find_splits
 
     options = _options(flags)
     lmdb_dir = Path(flags.lmdb_dir) if flags.lmdb_dir else Path(flags.data_dir) / "lmdb"
     splits = find_splits(Path(flags.data_dir), flags.splits, may_be_empty=flags.append)
+    require_splits_there(splits, lmdb_dir, options)
     print(f"Building {', '.join(split.name for split in splits)} into {lmdb_dir}", flush=True)
     for split in splits:
         started = time.monotonic()
@@ -55,9 +56,7 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
         default="v2",
         help="v2 keeps the pictures as they are; reference is what cn-clip 1.x reads (default: %(default)s)",
     )
-    parser.add_argument(
-        "--append", action="store_true", help="add the rows to the split that is there, if one is"
-    )
+    parser.add_argument("--append", action="store_true", help="add the rows to the split that is there")
     parser.add_argument(
         "--shard_size", metavar="SIZE", help="cut the pictures into folders of at most this, for example 10GB"
     )
@@ -111,6 +110,8 @@ def _describe(name: str, report: SplitReport, elapsed_seconds: float) -> str:
         f"{count} {what}"
         for count, what in (
             (report.num_repeats, "repeated rows of the same picture kept once"),
+            (report.num_known_pairs, "pairs that were there already kept once"),
+            (report.num_other_texts, "captions have the text id of an older one with another text"),
             (report.num_unpaired, "captions without image ids make no pair"),
             (report.num_blank_lines, "blank lines passed over"),
             (report.num_bad_rows, "bad rows left out"),
@@ -122,6 +123,8 @@ def _describe(name: str, report: SplitReport, elapsed_seconds: float) -> str:
         notes.append(f"listed in {report.bad_rows_path}")
     if report.num_all_images > report.num_images or report.num_all_pairs > report.num_pairs:
         notes.append(f"{report.num_all_images} pictures and {report.num_all_pairs} pairs in all")
+    if report.num_shards > 1:
+        notes.append(f"the pictures lie in {report.num_shards} folders")
     counts = f"{report.num_images} pictures, {report.num_captions} captions, {report.num_pairs} pairs"
     return f"{name}: {'; '.join([counts, *notes])} ({elapsed_seconds:.1f} s)"
 

@@ -99,8 +99,8 @@ def test_a_split_grows(tmp_path: Path, columns_rows: int, monkeypatch: pytest.Mo
 
 
 def test_a_split_grows_many_times(tmp_path: Path) -> None:
-    for image_id, picture in (OLD | NEW).items():
-        add(tmp_path / "train", {image_id: picture})
+    for number, (image_id, picture) in enumerate((OLD | NEW).items()):
+        add(tmp_path / "train", {image_id: picture}, append=number > 0)
     split = open_split(tmp_path / "train")
     expect(split, OLD | NEW)
     expect_tokens(split, OLD | NEW)
@@ -124,10 +124,16 @@ def test_columns_of_another_block_size_are_made_anew(tmp_path: Path, monkeypatch
     expect_tokens(open_split(tmp_path / "train"), OLD | NEW)
 
 
-def test_going_on_after_nothing_is_a_build(tmp_path: Path) -> None:
-    add(tmp_path / "train", OLD)
-    assert names(tmp_path / "train") == ["imgs", "index", "pairs", "tokens"]
-    expect(open_split(tmp_path / "train"), OLD)
+@pytest.mark.parametrize("there", ["nothing", "a folder", "a file"])
+def test_there_must_be_something_to_go_on_after(tmp_path: Path, there: str) -> None:
+    if there == "a folder":
+        (tmp_path / "train").mkdir()
+    elif there == "a file":
+        (tmp_path / "train").touch()
+    before = names(tmp_path)
+    with pytest.raises(DataError, match=f"there is no split {tmp_path}/train to add to: leave out --append"):
+        add(tmp_path / "train", OLD)
+    assert names(tmp_path) == before
 
 
 def test_old_pictures_are_linked_and_not_copied(tmp_path: Path) -> None:
@@ -217,25 +223,32 @@ def test_a_split_without_index_gets_one(tmp_path: Path) -> None:
         add(tmp_path / "train", {9: b"another"}, tokenizer=None)
 
 
-@pytest.mark.parametrize("old_format", ["v2", "reference"])
-@pytest.mark.parametrize("new_format", ["v2", "reference"])
-def test_a_split_of_the_other_format_is_converted(
-    tmp_path: Path, old_format: layout.Format, new_format: layout.Format
+@pytest.mark.parametrize(("there", "given"), [("v2", "reference"), ("reference", "v2")])
+def test_a_split_of_another_format_is_refused(
+    tmp_path: Path, there: layout.Format, given: layout.Format
 ) -> None:
-    add(tmp_path / "train", OLD, old_format, append=False, tokenizer=None)
-    add(tmp_path / "train", NEW, new_format, tokenizer=None)
+    """Or tokens and index would be gone without a word."""
+    add(tmp_path / "train", OLD, there, append=False)
+    with pytest.raises(DataError, match=f"train has format {there}, not {given}: give --format {there}"):
+        add(tmp_path / "train", NEW, given)
+    expect(open_split(tmp_path / "train"), OLD)
+    assert names(tmp_path) == ["train"]
+
+
+def test_a_split_of_the_reference_format_grows(tmp_path: Path) -> None:
+    add(tmp_path / "train", OLD, "reference", append=False)
+    add(tmp_path / "train", NEW, "reference")
     split = open_split(tmp_path / "train")
     expect(split, OLD | NEW)
-    assert split.images.version == split.pairs.version == (2 if new_format == "v2" else 1)
-    if new_format == "reference":
-        assert names(tmp_path / "train") == ["imgs", "pairs"]
+    assert split.images.version == split.pairs.version == 1
+    assert names(tmp_path / "train") == ["imgs", "pairs"]
 
 
-def test_ids_of_a_reference_split_that_fit_no_column_are_an_error(tmp_path: Path) -> None:
+def test_ids_of_a_reference_split_beyond_64_bits_are_an_error(tmp_path: Path) -> None:
     with SplitWriter(tmp_path / "train", "reference") as writer:
         writer.add_pair(2**63, 1, "x")
     with pytest.raises(DataError, match="pair 0 of .* cannot be read .*not a whole number of 64 bits"):
-        add(tmp_path / "train", NEW, tokenizer=None)
+        add(tmp_path / "train", NEW, "reference")
     assert len(open_split(tmp_path / "train").pairs) == 1
 
 

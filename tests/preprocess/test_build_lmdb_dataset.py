@@ -132,6 +132,7 @@ def test_pictures_in_several_folders(write_many: Callable[..., Path], build: Bui
     data_dir = write_many(8)
     done = build(data_dir, "--shard-size", "250KB")
     assert done.returncode == 0, done.stderr
+    assert "8 pairs; the pictures lie in 4 folders (" in done.stdout
     assert len(list((data_dir / "lmdb" / "train").glob("imgs*"))) == 4
     assert len(content(data_dir / "lmdb" / "train")[1]) == 8
 
@@ -140,7 +141,8 @@ def test_pictures_in_several_folders(write_many: Callable[..., Path], build: Bui
     ("words", "part"),
     [
         (["--shard-size", "many"], "--shard_size 'many' is not a size"),
-        (["--shard_size", "10GB", "--format", "reference"], "v2"),
+        (["--shard_size", "10GB", "--format", "reference"], "leave out --shard_size"),
+        (["--shard-size", "1"], "--shard_size '1' is 1 byte"),
         (["--max-bad-share=1.5"], "--max-bad-share is a share"),
         (["--workers", "-1"], "--workers is a number"),
     ],

@@ -92,3 +92,14 @@ def noise(format: str, **settings: int) -> bytes:
     file = BytesIO()
     Image.fromarray(pixels).save(file, format, **settings)
     return file.getvalue()
+
+
+def test_a_jpeg_that_is_damaged_in_the_middle_is_found_only_by_decoding() -> None:
+    """As docs/data.md says: what reads pictures without being asked to check them makes other pixels of it."""
+    damaged = bytearray(noise("JPEG"))
+    damaged[len(damaged) // 2 : len(damaged) // 2 + 300] = bytes(300)
+    assert check_picture(bytes(damaged), decode=False) == (200, 150)
+    with Image.open(BytesIO(bytes(damaged))) as image:
+        assert image.convert("RGB").size == (200, 150)
+    with pytest.raises(BadPictureError, match="damaged"):
+        check_picture(bytes(damaged), decode=True)

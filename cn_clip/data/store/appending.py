@@ -18,15 +18,40 @@ from cn_clip.data.store.image_store import ImageStore
 from cn_clip.data.store.pair_tables import PairsThere, PairTables
 from cn_clip.data.store.picture_tables import PictureTables
 from cn_clip.data.store.readers import Split, open_split
+from cn_clip.errors import DataError
 
 log = logging.getLogger(__name__)
+
+
+def open_old(path: Path, store_format: layout.Format) -> Split:
+    """The split to go on after; DataError when none is there, or one of the other format.
+
+    That one would lose tokens and index on its way to the reference's format, and its readers on its way from it.
+    """
+    if not any((path / name).is_dir() for name in (layout.PAIRS_FOLDER, layout.IMAGES_FOLDER)):
+        raise DataError(
+            f"there is no split {path} to add to: leave out --append to build one, or give the --lmdb_dir that has it"
+        )
+    split = open_split(path)
+    there = {_format_of(split.pairs.version), _format_of(split.images.version)}
+    if there != {store_format}:
+        other = min(there - {store_format})
+        raise DataError(
+            f"{path} has format {other}, not {store_format}: give --format {other}, "
+            "or build it anew from all its rows, without --append"
+        )
+    return split
+
+
+def _format_of(version: int) -> layout.Format:
+    return "v2" if version == layout.VERSION else "reference"
 
 
 def carry_over(
     old: Path, new: Path, store_format: layout.Format, shard_bytes: int | None, tokenizer: str | None
 ) -> tuple[PictureTables, PairTables]:
-    """The tables of `new` with all rows of the split `old` in them; a split of another format or age is converted."""
-    split = open_split(old)
+    """The tables of `new` with all rows of the split `old` in them; what a split of another age lacks is made."""
+    split = open_old(old, store_format)
     with ExitStack() as on_error:
         pictures = on_error.enter_context(
             closing(_begin_pictures(split.images, new, store_format, shard_bytes))
@@ -44,7 +69,7 @@ def _begin_pictures(
     images: ImageStore, new: Path, store_format: layout.Format, shard_bytes: int | None
 ) -> PictureTables:
     """With the imgs folders and the index that can be used as they are."""
-    if store_format != "v2" or images.version != layout.VERSION:
+    if store_format != "v2":
         return PictureTables(new, store_format, shard_bytes)
     for shard in range(images.num_shards):
         name = layout.shard_folder(shard)
@@ -57,7 +82,9 @@ def _begin_pictures(
 def _carry_pictures(images: ImageStore, tables: PictureTables) -> None:
     """What is still missing of the old pictures: all of them, only their entries in the index, or nothing."""
     if tables.num_images < len(images):
-        log.info("%s: writing its %d pictures again, in the other format", images.path, len(images))
+        log.info(
+            "%s: copying its %d pictures, which have one folder in this format", images.path, len(images)
+        )
         for image_id in images.walk_ids():
             tables.add(image_id, images.read(image_id), f"{images.path} id {image_id}")
     elif not images.has_index:

@@ -48,6 +48,10 @@ class PictureTables:
     def num_images(self) -> int:
         return sum(shard.count for shard in self._finished) + self._shard_count
 
+    @property
+    def num_shards(self) -> int:
+        return len(self._finished) + (self._shard is not None)
+
     def add(self, image_id: int, picture: bytes, source: str, size: tuple[int, int] | None = None) -> None:
         """Keep an encoded picture of `size` (width, height) pixels; TakenIdError if another one has this id."""
         key, digest = layout.number_key(image_id), xxh3_128_digest(picture)

@@ -32,6 +32,11 @@ class Replacement:
         self._old = self.target.with_name(f".{self.target.name}.old")
         self._lock = FileLock(self.target.with_name(f".{self.target.name}.lock"))
 
+    @property
+    def is_half_done(self) -> bool:
+        """A kill between two renames left the folder under its hidden name; `begin` brings it back."""
+        return self._old.exists() and not self.target.exists()
+
     def begin(self) -> Path:
         """The empty folder to build in; DataError when another build is under way or `target` is no split."""
         try:
@@ -89,7 +94,7 @@ class Replacement:
         self._building.mkdir()
 
     def _restore(self) -> None:
-        if self._old.exists() and not self.target.exists():
+        if self.is_half_done:
             self._old.rename(self.target)
 
     def _refuse_foreign_target(self) -> None:

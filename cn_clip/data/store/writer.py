@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import get_args
 
 from cn_clip.data.store import layout
-from cn_clip.data.store.appending import carry_over
+from cn_clip.data.store.appending import carry_over, open_old
 from cn_clip.data.store.growing_table import keep_freed_memory
 from cn_clip.data.store.pair_tables import PairTables
 from cn_clip.data.store.picture_tables import PictureTables
@@ -38,7 +38,7 @@ class SplitWriter:
     ) -> None:
         """
         shard_bytes: an imgs folder stays below this, and the next one begins; None is one folder.
-        append: go on after the split that is there, if one is.
+        append: go on after the split that is there, which must be one of this format.
         tokenizer: fingerprint of the tokenizer whose ids `add_pair` gets; None, or the reference's format, keeps none.
         """
         if format not in get_args(layout.Format):
@@ -56,7 +56,13 @@ class SplitWriter:
         self._tokenizer = tokenizer if format == "v2" else None
         self._replacement = Replacement(Path(path))
 
+    def check(self) -> None:
+        """DataError when there is no split to go on after; nothing is made, so that several can be asked first."""
+        if self._append and not self._replacement.is_half_done:
+            open_old(self._replacement.target, self.format)
+
     def __enter__(self) -> SplitWriter:
+        self.check()
         folder = self._replacement.begin()
         try:
             self._pictures, self._pairs = self._begin_tables(folder)
@@ -84,6 +90,11 @@ class SplitWriter:
     def num_images(self) -> int:
         """Pictures of the whole split so far, each id once."""
         return self._pictures.num_images
+
+    @property
+    def num_shards(self) -> int:
+        """Folders that the pictures of the whole split lie in so far."""
+        return self._pictures.num_shards
 
     @property
     def num_pairs(self) -> int:
@@ -135,8 +146,8 @@ class SplitWriter:
         self._is_committed = True
 
     def _begin_tables(self, folder: Path) -> tuple[PictureTables, PairTables]:
-        old = self._replacement.target
-        if self._append and old.is_dir() and any(old.iterdir()):
+        if self._append:
+            old = self._replacement.target
             return carry_over(old, folder, self.format, self._shard_bytes, self._tokenizer)
         pictures = PictureTables(folder, self.format, self._shard_bytes)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cn_clip.data.bad_rows import BadRow
-from cn_clip.data.store import SplitWriter, TakenIdError
+from cn_clip.data.store import SplitWriter, TakenIdError, open_split
 from cn_clip.data.store.layout import Format
 from cn_clip.errors import ConfigError, DataError
 from cn_clip.preprocess.splits.bad_row_log import BadRowLog, Policy
 from cn_clip.preprocess.splits.caption_pairs import CaptionIds, add_pairs, check_captions
 from cn_clip.preprocess.splits.in_order import num_cores
+from cn_clip.preprocess.splits.known_pairs import KnownPairs
 from cn_clip.preprocess.splits.picture_rows import PictureRow, read_pictures
 from cn_clip.preprocess.splits.split_files import SplitFiles
 
@@ -40,6 +42,8 @@ class BuildOptions:
     """Of the rows of a file, when bad ones are skipped."""
 
     def __post_init__(self) -> None:
+        if self.format == "reference" and self.shard_bytes is not None:
+            raise ConfigError("--format reference has one folder of pictures: leave out --shard_size")
         if not 0 <= self.max_bad_share <= 1:
             raise ConfigError(
                 f"--max-bad-share is a share of the rows, from 0 to 1, not {self.max_bad_share:g}"
@@ -57,6 +61,10 @@ class SplitReport:
     num_captions: int
     num_repeats: int
     """Rows of a picture that was there already, byte for byte."""
+    num_known_pairs: int = 0
+    """Pairs that were there already, with the same text id."""
+    num_other_texts: int = 0
+    """Captions whose text id was there already, with another text."""
     num_unpaired: int
     """Captions without image ids: they make no pair."""
     num_blank_lines: int
@@ -69,8 +77,16 @@ class SplitReport:
     """Of the whole split."""
     num_all_pairs: int = 0
     """Of the whole split."""
+    num_shards: int = 1
+    """Folders that the pictures of the whole split lie in."""
     bad_rows_path: Path | None = None
     """Where the bad rows are listed, and the captions that named a picture which no row has, if there were any."""
+
+
+def require_splits_there(splits: Sequence[SplitFiles], lmdb_dir: Path, options: BuildOptions) -> None:
+    """DataError when one of the splits that rows are to be added to is not there, before any of them is changed."""
+    for files in splits:
+        SplitWriter(lmdb_dir / files.name, options.format, append=options.append).check()
 
 
 def build_split(files: SplitFiles, lmdb_dir: Path, options: BuildOptions) -> SplitReport:
@@ -89,7 +105,9 @@ def build_split(files: SplitFiles, lmdb_dir: Path, options: BuildOptions) -> Spl
         if captions.num_rows == 0 and not options.append:
             raise DataError(f"{files.captions} has only blank lines: write one caption per line")
         num_blank_lines = captions.num_blank_lines + _add_pictures(files, writer, bad_rows, options)
-        pairing = add_pairs(files, writer, bad_rows, caption_ids if writer.tokenizer else None)
+        # the old split is in its place until the commit
+        known = KnownPairs(open_split(lmdb_dir / files.name).pairs) if options.append else None
+        pairing = add_pairs(files, writer, bad_rows, caption_ids if writer.tokenizer else None, known)
         bad_rows.check_share(files.captions, captions.num_rows, is_whole=True)
         writer.commit()
         # after it, since a build that fails leaves the old split and its list; before any other build of this split
@@ -97,14 +115,17 @@ def build_split(files: SplitFiles, lmdb_dir: Path, options: BuildOptions) -> Spl
     return SplitReport(
         num_images=writer.num_images - writer.num_old_images,
         num_pairs=writer.num_pairs - writer.num_old_pairs,
-        num_captions=captions.num_captions - pairing.num_left_out,
+        num_captions=captions.num_captions - pairing.num_left_out - pairing.num_known_captions,
         num_repeats=writer.num_repeats,
+        num_known_pairs=pairing.num_known_pairs,
+        num_other_texts=pairing.num_other_texts,
         num_unpaired=captions.num_unpaired,
         num_blank_lines=num_blank_lines,
         num_bad_rows=bad_rows.num_left_out,
         num_losers=pairing.num_losers,
         num_all_images=writer.num_images,
         num_all_pairs=writer.num_pairs,
+        num_shards=writer.num_shards,
         bad_rows_path=bad_rows.path if bad_rows.num_rows else None,
     )
 
@@ -147,5 +168,5 @@ def _add_picture(path: Path, row: PictureRow, writer: SplitWriter, policy: Polic
     except TakenIdError as error:
         if policy == "stop":
             raise
-        return BadRow(path=path, row=row.row, column=1, reason=error.reason)
+        return BadRow(path=path, row=row.row, column=1, reason=error.reason, image_id=row.image_id)
     return None

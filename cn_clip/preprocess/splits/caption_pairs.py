@@ -18,6 +18,7 @@ from cn_clip.data.bad_rows import BadRow
 from cn_clip.data.captions import Caption, preprocess_text, read_caption_rows
 from cn_clip.data.store import SplitWriter
 from cn_clip.preprocess.splits.bad_row_log import BadRowLog
+from cn_clip.preprocess.splits.known_pairs import KnownPairs
 from cn_clip.preprocess.splits.split_files import SplitFiles
 
 _MISSING_SHOWN = 5
@@ -29,12 +30,18 @@ CaptionIds = Callable[[str], Sequence[int]]
 
 @dataclass(frozen=True)
 class PairingCounts:
-    """Captions of which not every picture is there."""
+    """Captions that did not make a pair with every picture that they name."""
 
     num_losers: int
     """They lost some or all of their pictures, and are no bad rows."""
     num_left_out: int
     """They name pictures that no row has, and none that is there: bad rows."""
+    num_known_captions: int = 0
+    """The split had all their pairs already."""
+    num_known_pairs: int = 0
+    """The split had them already."""
+    num_other_texts: int = 0
+    """Captions whose text id the split has with another text only."""
 
 
 @dataclass(frozen=True)
@@ -65,25 +72,44 @@ def check_captions(path: Path, bad_rows: BadRowLog) -> CaptionCounts:
 
 
 def add_pairs(
-    files: SplitFiles, writer: SplitWriter, bad_rows: BadRowLog, caption_ids: CaptionIds | None
+    files: SplitFiles,
+    writer: SplitWriter,
+    bad_rows: BadRowLog,
+    caption_ids: CaptionIds | None,
+    known: KnownPairs | None = None,
 ) -> PairingCounts:
-    """A pair for each picture of each caption, with its token ids where asked for.
+    """A pair for each picture of each caption, with its token ids where asked for; those that are `known` are not added.
 
-    A picture that no row has is an error, or is written down.
+    A picture that no row has is an error, or is written down. One of which a row was left out is lost even if the split
+    has a picture with its id: which of the two the caption means cannot be known.
     """
     orphans = _Orphans(files, bad_rows)
+    num_known_captions = num_known_pairs = num_other_texts = 0
     for caption in _with_bar(read_caption_rows(files.captions), f"{files.captions.name}, pairing"):
         if isinstance(caption, BadRow):
             continue  # in the log since the first reading
-        there = [image_id for image_id in caption.image_ids if writer.has_image(image_id)]
+        there = [
+            image_id
+            for image_id in caption.image_ids
+            if image_id not in bad_rows.image_ids and writer.has_image(image_id)
+        ]
         if len(there) < len(caption.image_ids):
             missing = [image_id for image_id in caption.image_ids if image_id not in there]
             orphans.add(caption, missing, keeps_some=bool(there))
+        if known is not None and there:
+            before = known.find(caption.text_id, caption.text)
+            new = [image_id for image_id in there if not before.has(image_id)]
+            num_known_pairs += len(there) - len(new)
+            num_known_captions += not new
+            num_other_texts += before.has_other_text
+            there = new
         token_ids = caption_ids(preprocess_text(caption.text)) if caption_ids and there else None
         for image_id in there:
             writer.add_pair(image_id, caption.text_id, caption.text, token_ids)
     orphans.finish()
-    return PairingCounts(orphans.num_losers, orphans.num_left_out)
+    return PairingCounts(
+        orphans.num_losers, orphans.num_left_out, num_known_captions, num_known_pairs, num_other_texts
+    )
 
 
 class _Orphans:
