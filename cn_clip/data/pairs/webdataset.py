@@ -40,9 +40,9 @@ class Options:
 def build(options: Options) -> PairStream:
     if not options.urls:
         raise ConfigError(
-            "urls of the webdataset is empty: give the tar shards, for example /data/{00000..00099}.tar"
+            "urls of data.train is empty: give the tar shards, for example /data/{00000..00099}.tar"
         )
-    urls = find_shards(options.urls, "urls of the webdataset")
+    urls = find_shards(options.urls, "urls of data.train")
     names = short_names(urls)
     counts = given_counts(urls, names, options.counts, is_needed=options.num_pairs is None)
     unknown = [url for url in urls if url not in counts]
@@ -50,7 +50,7 @@ def build(options: Options) -> PairStream:
         _refuse_remote(unknown)
         counts |= _counted(unknown)
         if sum(counts.values()) == 0:
-            raise DataError(f"the {len(urls)} shards of the webdataset have no samples: {urls[0]}, ...")
+            raise DataError(f"the {len(urls)} shards of data.train have no samples: {urls[0]}, ...")
     shards = tuple(Shard(url, name, counts.get(url)) for url, name in zip(urls, names, strict=True))
     reader = PairReader(options.caption)
     tars = TarSet(shards, reader, reader.extensions, options.shuffle)
@@ -61,7 +61,7 @@ def _refuse_remote(urls: list[str]) -> None:
     remote = [url for url in urls if is_remote(url)]
     if remote:
         raise ConfigError(
-            f"num_pairs of the webdataset is not set, and {len(remote)} remote shards have no sample counts ({remote[0]}, ...): set it "
+            f"num_pairs of data.train is not set, and {len(remote)} remote shards have no sample counts ({remote[0]}, ...): set it "
             "to the number of pairs of an epoch, or give its counts"
         )
 
@@ -71,7 +71,7 @@ def _counted(urls: list[str]) -> dict[str, int]:
         return counted(urls)
     except DataError as error:
         raise DataError(
-            f"{error}: mend it or take it out; or set num_pairs of the webdataset, and data.bad_pairs=skip"
+            f"{error}: mend it or take it out; or set num_pairs of data.train, and data.bad_pairs=skip"
         ) from error
 
 

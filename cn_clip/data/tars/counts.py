@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cn_clip.data.tars.samples import count_samples
-from cn_clip.data.tars.shards import check_address, is_remote, one_line, open_shard
+from cn_clip.data.tars.shards import check_address, is_remote, named, open_shard
 from cn_clip.errors import DataError
 from cn_clip.files import write_atomically
 
@@ -37,11 +37,9 @@ def given_counts(urls: list[str], names: list[str], counts: str | None, *, is_ne
     texts = dict(_stats([url for url in urls if url not in known]))
     failed = next(((url, text) for url, text in texts.items() if isinstance(text, Exception)), None)
     if failed is not None:
-        sentence = (
-            f"cannot look for {_stats_of(failed[0])} ({type(failed[1]).__name__}: {one_line(failed[1])})"
-        )
+        sentence = f"cannot look for {_stats_of(failed[0])} ({named(failed[1])})"
         if is_needed:
-            raise DataError(f"{sentence}: give counts of the webdataset") from failed[1]
+            raise DataError(f"{sentence}: set counts of data.train") from failed[1]
         logger.warning("%s; the samples of such shards are counted where a run is resumed.", sentence)
     for url, text in texts.items():
         successes = None if isinstance(text, Exception) else _field(text, "successes")
@@ -106,16 +104,14 @@ def _keep(path: Path, entries: dict[str, Any]) -> None:  # Any: as in _earlier
 def _from_file(counts: str, urls: list[str], names: list[str]) -> Counts:
     """`{shard: samples}`, where a shard goes by its URL, its name inside the set or its file name."""
     if is_remote(counts):
-        check_address(counts, "counts of the webdataset")
+        check_address(counts, "counts of data.train")
     try:
         with open_shard(counts) as file:
             table = json.loads(file.read())
     except Exception as error:  # errors of fsspec's backends have no base class in common
-        raise DataError(
-            f"counts of the webdataset: cannot read {counts} ({type(error).__name__}: {one_line(error)})"
-        ) from error
+        raise DataError(f"counts of data.train: cannot read {counts} ({named(error)})") from error
     if not isinstance(table, dict):
-        raise DataError(f'counts of the webdataset: {counts} is not {{"00000.tar": 9876, ...}}')
+        raise DataError(f'counts of data.train: {counts} is not {{"00000.tar": 9876, ...}}')
     known = {}
     for url, name in zip(urls, names, strict=True):
         count = next((table[key] for key in (url, name, url.rsplit("/", 1)[-1]) if key in table), None)
@@ -123,7 +119,7 @@ def _from_file(counts: str, urls: list[str], names: list[str]) -> Counts:
             count = count.get("samples")  # the file that an earlier run kept
         if count is not None and not _is_count(count):
             raise DataError(
-                f"counts of the webdataset: {counts} has {count!r} for {name}; give a number of samples"
+                f"counts of data.train: {counts} has {count!r} for {name}; give a number of samples"
             )
         if count is not None:
             known[url] = count

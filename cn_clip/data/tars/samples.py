@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from cn_clip.data.tars.shards import is_remote, one_line, open_shard
+from cn_clip.data.tars.shards import is_not_there, is_remote, named, open_shard
 from cn_clip.data.tars.walk import MAX_BODY_BYTES, BrokenTarError, TarWalk
 from cn_clip.errors import DataError
 
@@ -59,8 +59,8 @@ def read_samples(url: str, wanted: Wanted, extensions: Collection[str]) -> Itera
         except Exception as error:  # errors of fsspec's backends have no base class in common
             if not is_remote(url) and not isinstance(error, OSError):
                 raise
-            reason, cause = f"cannot be read ({type(error).__name__}: {one_line(error)})", error
-        seconds = None if isinstance(cause, FileNotFoundError) else next(pauses, None)
+            reason, cause = f"cannot be read ({named(error)})", error
+        seconds = None if is_not_there(url, cause) else next(pauses, None)
         if seconds is None:
             after = f", after {reader.num_samples} whole samples" if reader.num_samples else ""
             raise BrokenShardError(f"the shard {url} {reason}{after}", reader.num_samples) from cause

@@ -34,6 +34,8 @@ _STORES = (
     "memory",
     "file",
 )
+_WEB = re.compile(r"(?:^|::)https?://")
+_GONE = (404, 410)  # answers of a web server
 _CACHES = ("simplecache", "filecache")
 _GLOB = re.compile(r"[*\[]")
 _RANGE = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<words>[^{},]*(?:,[^{},]*)+))\}")
@@ -48,9 +50,31 @@ class Shard:
     """None where it is not known."""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Its message; those of some backends run over many lines."""
     return " ".join(str(error).split())
+
+
+def named(error: Exception) -> str:
+    """Its kind and message; of a file that is said to be missing also what was behind that."""
+    sentence = f"{type(error).__name__}: {one_line(error)}"
+    cause = error.__cause__
+    if cause is None or not isinstance(error, FileNotFoundError):
+        return sentence
+    return f"{sentence}, because of {type(cause).__name__}: {one_line(cause)}"
+
+
+def is_not_there(url: str, error: Exception) -> bool:
+    """Whether an error says that there is no such file, so that asking again is of no use.
+
+    Of a web server, fsspec says so whatever went wrong in asking for the size of a file; the cause tells.
+    """
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or cause is None or not _WEB.search(url):
+        return isinstance(error, FileNotFoundError)
+    import aiohttp  # there, since fsspec has asked by it
+
+    return isinstance(cause, aiohttp.ClientResponseError) and cause.status in _GONE
 
 
 def is_remote(url: str) -> bool:
@@ -156,7 +180,7 @@ def _looked_up_remotely(url: str, where: str) -> list[str]:
             f"{where} has {url}, which fsspec cannot open here: {one_line(error)}; install the package it names, or copy the shards"
         ) from error
     except Exception as error:  # errors of fsspec's backends have no base class in common
-        raise DataError(f"{where}: cannot reach {url} ({type(error).__name__}: {one_line(error)})") from error
+        raise DataError(f"{where}: cannot reach {url} ({named(error)})") from error
     if not found:
         raise DataError(f"{where}: there is no .tar at {url}")
     for name in found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ class Server:
     refused: str = "nothing"
     """Ending of the names that get `status`."""
     status: int = 403
+    unready: int = 0
+    """Answers to whoever asks for a tar that are `status` first."""
 
 
 @pytest.fixture
@@ -59,6 +62,10 @@ def _handler(state: Server) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self, with_body: bool) -> None:
             path = state.folder / self.path.strip("/")
+            if state.unready and path.suffix == ".tar":
+                state.unready -= 1
+                self.send_error(state.status)
+                return
             if path.name.endswith(state.refused):
                 self.send_error(state.status)
                 return
@@ -142,10 +149,32 @@ def test_one_that_is_not_there_is_not_tried_again(server: Server, caplog: pytest
     assert "opened again" not in caplog.text
 
 
+def test_one_whose_server_is_not_there_is_tried_again(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/00000.tar"
+    (pair,) = walk(open_tars(url, num_pairs=5), 1)
+    assert isinstance(pair, BadPair) and "because of ClientConnectorError: Cannot connect" in pair.reason
+    assert "opened again" in caplog.text
+
+
+@pytest.mark.parametrize("status", [502, 503, 429])
+def test_one_whose_server_has_a_bad_moment_is_read(server: Server, status: int) -> None:
+    stream = open_tars(f"{server.url}/00000.tar", shuffle=1)
+    server.status, server.unready = (
+        status,
+        2,
+    )  # to one try: before it asks for the file, fsspec asks for its size
+    assert numbers(walk(stream, 3)) == [0, 1, 2]
+    assert server.unready == 0
+
+
 def test_remote_shards_without_counts_need_the_number_of_pairs(server: Server) -> None:
     for path in server.folder.glob("*_stats.json"):
         path.unlink()
-    with pytest.raises(ConfigError, match=r"num_pairs of the webdataset is not set, and 2 remote shards"):
+    with pytest.raises(ConfigError, match=r"num_pairs of data.train is not set, and 2 remote shards"):
         open_tars(f"{server.url}/{{00000..00001}}.tar")
     whole = open_tars(f"{server.url}/{{00000..00001}}.tar", num_pairs=6, shuffle=2)
     assert numbers(walk(whole, 5, first=4)) == numbers(walk(whole, 9))[4:]
@@ -157,7 +186,7 @@ def test_counts_that_a_server_does_not_give_are_not_taken_for_none(
 ) -> None:
     server.refused, server.status = "00001_stats.json", status
     urls = f"{server.url}/{{00000..00001}}.tar"
-    with pytest.raises(DataError, match=rf"00001_stats\.json .*{status}.*: give counts of the webdataset"):
+    with pytest.raises(DataError, match=rf"00001_stats\.json .*{status}.*: set counts of data\.train"):
         open_tars(urls)
     # many a server says "forbidden" of what is not there, and with `num_pairs` a run needs no counts
     assert open_tars(urls, num_pairs=6).num_pairs == 6

@@ -339,7 +339,7 @@ def test_what_is_no_count_is_refused_or_counted_anew(shards: Shards, tmp_path: P
 @pytest.mark.parametrize(
     ("urls", "error", "sentence"),
     [
-        ((), ConfigError, "urls of the webdataset is empty"),
+        ((), ConfigError, "urls of data.train is empty"),
         (("pipe:cat a.tar",), ConfigError, "commands are not run"),
         (("/nowhere/{0..3}.tar",), DataError, "there is no file /nowhere/0.tar"),
         (("/nowhere/{3..0}.tar",), ConfigError, "counts down"),
