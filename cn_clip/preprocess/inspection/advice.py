@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from cn_clip.clip.tokenizer import CONTEXT_LENGTH
 from cn_clip.preprocess.inspection.findings import LARGE_PX, SMALL_PX
-from cn_clip.preprocess.inspection.report import Advice, BatchRisk, SplitInspection
+from cn_clip.preprocess.inspection.report import Advice, BatchRisk, FalseNegatives, SplitInspection
 
 _MUCH = 0.01
 """Share of captions cut, or of pairs with a false negative, that is worth a change."""
@@ -69,13 +69,22 @@ def _pair_problems(split: SplitInspection) -> Iterator[Advice]:
         yield _problem(
             f"{count(split.captions.bad_rows.count, 'caption')} not readable: mend the rows in the list"
         )
-    if not counts.num_pairs:
+    if not counts.num_pairs and not _is_unlabelled(split):
         yield _problem("there are no pairs: no caption names a picture")
     if split.captions.num_stale_tokens:
         yield _problem(
             f"the cached tokens of {count(split.captions.num_stale_tokens, 'caption')} are not those of its text",
             "cn-clip build-lmdb",
         )
+
+
+def _is_unlabelled(split: SplitInspection) -> bool:
+    """A split to predict for, whose captions name no pictures; an LMDB does not keep them, so its name tells."""
+    counts = split.counts
+    is_test = split.kind.startswith("LMDB") and split.name.endswith("test")
+    return not counts.num_pairs and (
+        counts.num_captions_without_ids > 0 or (is_test and counts.num_pictures > 0)
+    )
 
 
 def _overlap(split: SplitInspection) -> Iterator[Advice]:
@@ -125,23 +134,29 @@ def _batches(split: SplitInspection) -> Iterator[Advice]:
             f"{_meets(bad)}, which targets: diagonal scores as wrong and targets: positives as right",
             "loss.targets=positives",
         )
-        if risks.largest_unique_batch >= bad.batch:
-            yield _advice(
-                "or such pairs never meet: this works up to a global batch of "
-                f"{risks.largest_unique_batch:,} (pairs / the most frequent picture or caption)",
-                "data.sampler=unique",
-            )
-        else:
-            yield _remark(
-                f"data.sampler=unique can use all pairs only up to a global batch of {risks.largest_unique_batch:,}, "
-                "since one picture or caption is that frequent"
-            )
+        yield _unique(risks, bad.batch)
     unseen = next((risk for risk in risks.unseen_risks if risk.share_of_pairs > _MUCH), None)
     if unseen is not None:
         yield _advice(
             f"{_meets(unseen)} as the same file under another picture id, which no setting can tell: give equal "
             "pictures one id"
         )
+
+
+def _unique(risks: FalseNegatives, batch: int) -> Advice:
+    """About the sampler that keeps such pairs apart, where they meet from this global batch on."""
+    advised, bound = risks.advised_unique_batch, risks.largest_unique_batch
+    above = (
+        f"above it an epoch leaves pairs out, others in each epoch, and over {bound:,} no batch can hold all"
+        if advised < bound
+        else "a larger batch cannot hold all pairs"
+    )
+    if advised >= batch:
+        return _advice(
+            f"or such pairs never meet: this works up to a global batch of about {advised:,}; {above}",
+            "data.sampler=unique",
+        )
+    return _remark(f"data.sampler=unique works only up to a global batch of about {advised:,}; {above}")
 
 
 def _meets(risk: BatchRisk) -> str:
@@ -174,13 +189,18 @@ def _sizes(split: SplitInspection) -> Iterator[Advice]:
 def _remarks(split: SplitInspection) -> Iterator[Advice]:
     counts, pictures, captions = split.counts, split.pictures, split.captions
     transparent = sum(number for mode, number in pictures.modes.items() if mode in _TRANSPARENT)
+    is_unlabelled = _is_unlabelled(split)
+    if is_unlabelled:
+        yield _remark(
+            "no caption names a picture: features can be extracted, but there is nothing to train on"
+        )
     for number, noun, text in (
         (pictures.flawed.count, "picture", "decoded with a warning of damage: worth a look"),
         (pictures.num_plain, "picture", "with next to no contrast: blank, or a placeholder of a missing one"),
         (transparent, "picture", "with transparency, which training drops: put a background behind it first"),
         (split.equal_pictures.num_extra, "picture", "given again under another id, byte for byte"),
         (split.near_pictures.num_extra, "picture", "much like another one"),
-        (counts.num_unused_pictures, "picture", "without caption, never trained on"),
+        (0 if is_unlabelled else counts.num_unused_pictures, "picture", "without caption, never trained on"),
         (counts.num_captions_without_ids, "caption", "without image ids, in no pair"),
         (counts.num_repeated_pairs, "pair", "with the picture and text of another"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cn_clip import __version__
+from cn_clip.data.store import PairColumns
 from cn_clip.errors import ConfigError, DataError
 from cn_clip.preprocess.inspection.advice import advise
 from cn_clip.preprocess.inspection.caption_look import show_caption
@@ -30,8 +32,11 @@ from cn_clip.preprocess.inspection.report import (
     SplitInspection,
 )
 from cn_clip.preprocess.inspection.scan import Scan, scan
-from cn_clip.preprocess.inspection.sources import Source, find_sources
+from cn_clip.preprocess.inspection.sources import Source, find_sources, names_in, tell_names
 from cn_clip.preprocess.inspection.tables import HAS_PIXELS, Table
+from cn_clip.preprocess.inspection.unique_batch import advise_batch
+
+logger = logging.getLogger(__name__)
 
 _CAPTIONS_SHOWN = 3
 
@@ -129,8 +134,10 @@ def _scan_other(data: Path, options: Options) -> Scan | None:
     if options.against is None:
         return None
     given = options.against
-    beside = any(source.name == str(given) for source in find_sources(data, None)) if data.exists() else False
-    found = find_sources(data / given if beside else given, None)
+    folder = next((folder for folder in (data, data.parent) if str(given) in names_in(folder)), None)
+    if folder is None and not given.exists() and len(given.parts) == 1:
+        raise DataError(f"--against {given} does not exist{tell_names(data.parent)}")
+    found = find_sources(given if folder is None else folder / given, None)
     if len(found) > 1:
         names = ", ".join(source.name for source in found)
         raise ConfigError(
@@ -167,22 +174,40 @@ def _describe(seen: Scan, other: Scan | None, options: Options) -> SplitInspecti
     return replace(split, advice=advise(split, seen.source.why_rebuild()))
 
 
-def _find_false_negatives(seen: Scan, batches: tuple[int, ...]) -> FalseNegatives | None:
+def _columns(seen: Scan) -> PairColumns:
+    """Ids of all pairs, of a sample too: what meets in a batch is no matter of the pictures looked at."""
+    try:
+        stored = None if seen.num_sampled is None else seen.source.columns()
+    except DataError as error:
+        logger.warning("%s; until then batches are judged by the pairs looked at.", error)
+        stored = None
+    if stored is not None:
+        return stored
     pairs = pairs_of(seen)
-    if len(pairs) < 2:
+    return PairColumns(pairs["image_id"], pairs["text_id"], pairs["caption_key"])
+
+
+def _find_false_negatives(seen: Scan, batches: tuple[int, ...]) -> FalseNegatives | None:
+    columns = _columns(seen)
+    image_ids, text_ids, keys = columns.image_ids, columns.text_ids, columns.caption_keys
+    if len(image_ids) < 2:
         return None
-    image_ids, text_ids, keys = pairs["image_id"], pairs["text_id"], pairs["caption_key"]
     others = count_others(image_ids, text_ids, keys)
     same_picture, same_text_id, same_text = map(count_equal, (image_ids, text_ids, keys))
     most_frequent = 1 + int(max(same_picture.max(), same_text.max()))
-    unseen = count_others(_number_contents(seen, image_ids), text_ids, keys) - others
+    bound = len(image_ids) // most_frequent
+    unseen = np.zeros(0, np.int64)
+    if seen.num_sampled is None:
+        unseen = count_others(_number_contents(seen, image_ids), text_ids, keys) - others
     return FalseNegatives(
+        num_pairs=len(image_ids),
         risks=risks(others, batches),
         same_picture_id=float(same_picture.mean()),
         same_text_id=float(same_text_id.mean()),
         same_text=float(same_text.mean()),
         unseen_risks=risks(unseen, batches) if unseen.any() else (),
-        largest_unique_batch=len(pairs) // most_frequent,
+        largest_unique_batch=bound,
+        advised_unique_batch=advise_batch(columns, bound),
     )
 
 

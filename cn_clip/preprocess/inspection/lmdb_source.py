@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cn_clip.clip.tokenizer import tokenizer_fingerprint
-from cn_clip.data.store import open_split
+from cn_clip.data.store import PairColumns, open_split
 from cn_clip.data.store.layout import VERSION
 from cn_clip.errors import DataError
 from cn_clip.preprocess.inspection.sources import RawCaption, RawPicture, Stretch, Unusable
@@ -81,6 +81,9 @@ class LmdbSource:
 
     def name_picture(self, place: int, image_id: int | None) -> str:
         return f"picture {image_id}"
+
+    def columns(self) -> PairColumns | None:
+        return self._split.pairs.columns()
 
     def why_rebuild(self) -> str | None:
         if self.kind != "LMDB":

@@ -182,6 +182,8 @@ class BatchRisk:
 
 @dataclass(frozen=True, kw_only=True)
 class FalseNegatives:
+    num_pairs: int
+    """Of which the batches are drawn."""
     risks: tuple[BatchRisk, ...]
     """Same picture id, text id or caption text."""
     same_picture_id: float
@@ -189,9 +191,11 @@ class FalseNegatives:
     same_text_id: float
     same_text: float
     unseen_risks: tuple[BatchRisk, ...]
-    """Same picture byte for byte under another id: no mode of the loss can see these."""
+    """Same picture byte for byte under another id: no mode of the loss can see these. Empty of a sample."""
     largest_unique_batch: int
-    """Largest global batch that `sampler: unique` can fill to the end of an epoch: pairs / most frequent picture or text."""
+    """No larger global batch of `sampler: unique` can hold all pairs: pairs / most frequent picture or text."""
+    advised_unique_batch: int
+    """Up to about this one, an epoch of it leaves out at most 1 % of the pairs; 1 where no size tried does."""
 
 
 @dataclass(frozen=True, kw_only=True)

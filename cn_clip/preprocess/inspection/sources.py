@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cn_clip.data.store import PairColumns
 from cn_clip.errors import DataError
 
 _USUAL = ("train", "valid", "test")
@@ -98,6 +99,10 @@ class Source(Protocol):
         """Where pairs can be read by number: how many there are."""
         ...
 
+    def columns(self) -> PairColumns | None:
+        """Ids of all pairs, where they can be had without looking at every caption. DataError when they are damaged."""
+        ...
+
     def why_rebuild(self) -> str | None:
         """Why this split had better be built anew, or None."""
         ...
@@ -112,9 +117,12 @@ def find_sources(data: Path, split: str | None) -> list[Source]:
         return find_sources(data / split, None)
     if not data.exists() and _names_table(data):
         return [TableSource(data)]
-    if not data.is_dir():
-        raise DataError(f"{data} does not exist{_there(data.parent)}")
-    tables = [path.name.removesuffix(PICTURES_SUFFIX) for path in data.glob(f"*{PICTURES_SUFFIX}")]
+    if data.is_file() and data.name.endswith((PICTURES_SUFFIX, CAPTIONS_SUFFIX)):
+        stem = data.name.removesuffix(PICTURES_SUFFIX).removesuffix(CAPTIONS_SUFFIX)
+        return [TableSource(data.with_name(stem))]
+    if not data.exists():
+        raise DataError(f"{data} does not exist{tell_names(data.parent)}")
+    tables = _tables_in(data)
     if tables:
         return [TableSource(data / name) for name in sorted(tables, key=_rank)]
     stores = _stores_in(data)
@@ -133,8 +141,17 @@ def _names_table(path: Path) -> bool:
     return any(path.with_name(path.name + suffix).is_file() for suffix in (PICTURES_SUFFIX, CAPTIONS_SUFFIX))
 
 
+def names_in(folder: Path) -> list[str]:
+    """Names of the splits in a folder, whatever they are stored as."""
+    return sorted({*_tables_in(folder), *(path.name for path in _stores_in(folder))}, key=_rank)
+
+
+def _tables_in(folder: Path) -> list[str]:
+    return [path.name.removesuffix(PICTURES_SUFFIX) for path in folder.glob(f"*{PICTURES_SUFFIX}")]
+
+
 def _stores_in(folder: Path) -> list[Path]:
-    if any((folder / name / "data.mdb").exists() for name in ("pairs", "imgs")):
+    if not folder.is_dir() or any((folder / name / "data.mdb").exists() for name in ("pairs", "imgs")):
         return []
     return [
         child
@@ -143,9 +160,9 @@ def _stores_in(folder: Path) -> list[Path]:
     ]
 
 
-def _there(folder: Path) -> str:
+def tell_names(folder: Path) -> str:
+    """The end of a sentence about a split that is not in this folder."""
     if not folder.is_dir():
         return ": give an LMDB split, or a folder of {split}_imgs.tsv and {split}_texts.jsonl"
-    names = [path.name.removesuffix(PICTURES_SUFFIX) for path in folder.glob(f"*{PICTURES_SUFFIX}")]
-    names += [path.name for path in _stores_in(folder)]
-    return f": {folder} has {', '.join(sorted(set(names)))}" if names else f": {folder} has no split at all"
+    names = names_in(folder)
+    return f": {folder} has {', '.join(names)}" if names else f": {folder} has no split at all"

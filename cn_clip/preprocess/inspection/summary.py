@@ -142,6 +142,8 @@ def _batch_lines(split: SplitInspection) -> Iterator[str]:
     if found is None:
         return
     for number, risk in enumerate(found.risks):
+        if not number and split.num_sampled is not None:
+            yield _row("batches", f"of {count(found.num_pairs, 'pair')}")
         yield _row(
             "" if number else "false negatives",
             f"batch {risk.batch:,}: {percent(risk.share_of_pairs)} of the pairs meet one, "

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cn_clip.data.bad_rows import BadRow
 from cn_clip.data.captions import MAX_ID, Caption, read_caption_row
+from cn_clip.data.store import PairColumns
 from cn_clip.data.table_format import BOM, MAX_ROW_BYTES, decode_base64
 from cn_clip.errors import DataError
 from cn_clip.preprocess.inspection.sources import (
@@ -44,6 +45,9 @@ class TableSource:
                 raise DataError(f"{path} does not exist: a split needs both files")
 
     def num_pairs_by_number(self) -> int | None:
+        return None
+
+    def columns(self) -> PairColumns | None:
         return None
 
     def why_rebuild(self) -> str | None:

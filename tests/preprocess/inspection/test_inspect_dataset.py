@@ -14,15 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import lmdb
+import numpy as np
 import pytest
 
 from cn_clip.clip.tokenizer import caption_ids, tokenizer_fingerprint
 from cn_clip.data.bad_rows import BadRow
 from cn_clip.data.captions import preprocess_text, read_caption_rows
-from cn_clip.data.store import SplitWriter
+from cn_clip.data.store import PairColumns, SplitWriter
 from cn_clip.errors import ConfigError, DataError
 from cn_clip.preprocess import inspect_dataset
-from cn_clip.preprocess.inspection import scan, table_source
+from cn_clip.preprocess.inspection import scan, table_source, unique_batch
 from cn_clip.preprocess.inspection.collect import Options, inspect_data
 from cn_clip.preprocess.inspection.lmdb_source import LmdbSource
 from cn_clip.preprocess.inspection.report import CaptionGroup, SplitInspection
@@ -126,7 +127,7 @@ def test_false_negatives_come_with_what_to_set(pictures: dict[int, bytes], write
     assert found.risks[0].share_of_negatives == pytest.approx(8 / 90)
     assert found.risks[0].share_of_pairs == pytest.approx(8 / 90)
     assert (found.same_picture_id, found.same_text_id, found.same_text) == (0.2, 0.2, 0.6)
-    assert found.largest_unique_batch == 5
+    assert (found.largest_unique_batch, found.advised_unique_batch) == (5, 4)
     # picture 11 is picture 1, which two pairs have
     assert found.unseen_risks[0].share_of_negatives == pytest.approx(4 / 90)
     settings = [advice.setting for advice in split.advice]
@@ -136,6 +137,91 @@ def test_false_negatives_come_with_what_to_set(pictures: dict[int, bytes], write
         write_lmdb("plain", {1: pictures[1], 2: pictures[2]}, CAPTIONS[1:2] + CAPTIONS[5:6]), batches=(2,)
     )
     assert "loss.targets=diagonal" in [advice.setting for advice in plain.advice]
+
+
+def test_the_advised_unique_batch_is_one_that_the_sampler_fills(photo: Photo, write_lmdb: Write) -> None:
+    picture = photo(1, (16, 12))
+    # 20 pictures with 15 captions each: their bound is 20, near which most batches cannot hold all pairs
+    captions = [(number, f"第 {number} 条", [number // 15]) for number in range(300)]
+    split = inspect(write_lmdb("train", dict.fromkeys(range(20), picture), captions), batches=(8, 32))
+    found = split.false_negatives
+    assert found is not None and found.largest_unique_batch == 20
+    assert 2 <= found.advised_unique_batch < 20
+    (unique,) = [advice for advice in split.advice if advice.setting == "data.sampler=unique"]
+    assert f"about {found.advised_unique_batch}" in unique.reason and "20" in unique.reason
+    high = inspect(Path(split.path), batches=(32, 64))
+    assert "data.sampler=unique" not in [advice.setting for advice in high.advice]
+    assert any(
+        f"only up to a global batch of about {found.advised_unique_batch}" in a.reason for a in high.advice
+    )
+
+
+def test_of_many_pairs_half_of_the_bound_is_advised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unique_batch, "MAX_PAIRS", 299)
+    ids = np.arange(300)
+    assert unique_batch.advise_batch(PairColumns(ids // 15, ids, ids), 20) == 10
+    assert unique_batch.advise_batch(PairColumns(ids // 300, ids, ids), 1) == 1
+
+
+@pytest.mark.parametrize("format", ["v2", "reference"])
+def test_batches_are_judged_by_all_pairs_of_a_sample_too(
+    photo: Photo, write_lmdb: Write, format: str
+) -> None:
+    picture = photo(1, (16, 12))
+    captions = [(number, f"第 {number} 条", [number // 3]) for number in range(60)]
+    path = write_lmdb("train", dict.fromkeys(range(20), picture), captions, format)
+    whole, sampled = inspect(path, batches=(8, 32)), inspect(path, batches=(8, 32), sample=10)
+    assert whole.false_negatives is not None and sampled.false_negatives is not None
+    assert sampled.false_negatives == dataclasses.replace(whole.false_negatives, unseen_risks=())
+    assert sampled.num_sampled == 10 and whole.false_negatives.unseen_risks
+
+
+def test_captions_without_picture_ids_are_no_problem_in_a_split_to_predict(
+    pictures: dict[int, bytes], write_tables: Write
+) -> None:
+    split = inspect(write_tables("test", pictures, [(1, "一只猫", []), (2, "Red Shoes", [])]))
+    assert not split.has_problems
+    assert [advice.reason for advice in split.advice if "names a picture" in advice.reason]
+    data = write_tables("none", pictures, [])
+    assert inspect(data, split="none").has_problems
+
+
+@pytest.mark.parametrize(("name", "is_problem"), [("test", False), ("MR_test", False), ("train", True)])
+def test_an_lmdb_without_pairs_is_a_problem_unless_it_is_to_predict(
+    pictures: dict[int, bytes], write_lmdb: Write, name: str, is_problem: bool
+) -> None:
+    assert inspect(write_lmdb(name, pictures, [])).has_problems == is_problem
+
+
+def test_damaged_ids_of_a_sampled_split_are_told_and_nothing_stops(
+    photo: Photo, write_lmdb: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    captions = [(number, f"第 {number} 条", [number]) for number in range(20)]
+    path = write_lmdb("train", {number: photo(number, (16, 12)) for number in range(20)}, captions)
+    change(path / "pairs", b"columns:0", b"x")
+    found = inspect(path, sample=10, batches=(2, 15)).false_negatives
+    assert found is not None and found.num_pairs == 10 and [risk.batch for risk in found.risks] == [2]
+    assert "columns of the pairs" in caplog.text
+
+
+def test_the_other_split_may_stand_beside(pictures: dict[int, bytes], write_lmdb: Write) -> None:
+    train = write_lmdb("train", pictures, CAPTIONS)
+    write_lmdb("valid", pictures, CAPTIONS[:2])
+    overlap = inspect(train, against=Path("valid")).overlap
+    assert overlap is not None and (overlap.other, overlap.num_equal) == ("valid", 8)
+    with pytest.raises(DataError, match=r"--against.*tset.*has train, valid"):
+        inspect(train, against=Path("tset"))
+
+
+def test_a_table_may_be_named_by_either_file_and_another_file_is_told_what_to_do(
+    pictures: dict[int, bytes], write_tables: Write
+) -> None:
+    data = write_tables("train", pictures, CAPTIONS[:2])
+    for suffix in ("imgs.tsv", "texts.jsonl"):
+        assert inspect(data / f"train_{suffix}").counts.num_pairs == 2
+    (data / "00000.tar").write_bytes(b"")
+    with pytest.raises(DataError, match="cn-clip import webdataset"):
+        inspect(data / "00000.tar")
 
 
 def test_damage_is_listed_and_nothing_stops(
