@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # it takes a while to import, and a command that reads no pic
 Pixels_HWC = NDArray[np.uint8]
 
 JPEG_MAGIC = b"\xff\xd8\xff"
+NO_PIXELS = frozenset({"BUFR", "EPS", "FPX", "GRIB", "HDF5", "MIC", "PDF", "WMF"})
+"""Formats that PIL opens, but not as pixels, or by running another program on them (EPS: Ghostscript)."""
 SHRINKS = (8, 4, 2)
 """Shares of the size that libjpeg-turbo decodes to with vector instructions; its others (3/8, 5/8, ...) are slower than all."""
 SPARE = 2.5
@@ -30,18 +32,23 @@ SPARE = 2.5
 
 def open_picture(raw: bytes) -> Image:
     """The decoded PIL picture, in its own mode and not turned by EXIF (as the reference reads it); DataError."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         image = Image.open(io.BytesIO(raw))
+        if image.format in NO_PIXELS:
+            raise DataError(f"a {image.format} file, which has no pixels; save it as PNG or JPEG")
         image.load()
+    except DataError:
+        raise
     except Image.DecompressionBombError as error:
         raise DataError(f"a picture too large to be opened safely ({error})") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"its {len(raw)} bytes are no picture of a known format") from error
     except (
         Exception
     ) as error:  # PIL's readers raise a dozen kinds for damaged bytes; any of them says the same here
-        kind = "nothing" if not raw else f"{len(raw)} bytes that are no readable picture"
-        raise DataError(f"{kind} where a picture should be ({error})") from error
+        raise DataError(f"its {len(raw)} bytes are no picture that can be decoded ({error})") from error
     return image
 
 
@@ -61,13 +68,18 @@ def jpeg_size(raw: bytes) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def _check_size(height: int, width: int) -> None:
+def max_pixels() -> int | None:
+    """Pixels of the largest picture that is opened; None for no limit. PIL owns it, and refuses twice its number."""
     from PIL import Image
 
-    # PIL warns above its limit and refuses above twice that; None turns both off
-    if Image.MAX_IMAGE_PIXELS is not None and height * width > 2 * Image.MAX_IMAGE_PIXELS:
+    return None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
+
+
+def _check_size(height: int, width: int) -> None:
+    most = max_pixels()
+    if most is not None and height * width > most:
         raise DataError(
-            f"a picture too large to be opened safely ({width} x {height} pixels, more than {2 * Image.MAX_IMAGE_PIXELS})"
+            f"a picture too large to be opened safely ({width} x {height} pixels, more than {most})"
         )
 
 

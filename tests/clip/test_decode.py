@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,3 +147,18 @@ def test_odd_shapes_give_nearly_the_exact_pixels(size: tuple[int, int], kind: st
     assert off.max() <= 2
     for mode in ("exact", "fast"):
         assert train_transform(32, mode, Part("autoaugment", Options()))(raw).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_no_program_is_run_on_a_picture(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PIL hands an EPS to Ghostscript, whose PostScript is a program of whoever made the file."""
+    called = tmp_path / "called"
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {called}\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    raw = encoded(smooth(20, 20), "EPS")
+    with pytest.raises(DataError, match="a EPS file, which has no pixels"):
+        (exact_transform if mode == "exact" else fast_transform)(16)(raw)
+    assert not called.exists()

@@ -122,7 +122,7 @@ def test_damaged_bytes_are_a_data_error(make: object, kind: str, cut: int, pictu
 
 @pytest.mark.parametrize("make", [exact_transform, fast_transform])
 def test_bytes_that_are_no_picture_are_a_data_error(make: object) -> None:
-    with pytest.raises(DataError, match="9 bytes that are no readable picture"):
+    with pytest.raises(DataError, match="its 9 bytes are no picture of a known format"):
         make(16)(b"not a jpg")  # type: ignore[operator]
 
 

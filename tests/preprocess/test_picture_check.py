@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cn_clip.preprocess.splits.picture_check import BadPictureError, check_picture, find_fault, max_pixels
+from cn_clip.clip.decode import max_pixels
+from cn_clip.preprocess.splits.picture_check import BadPictureError, check_picture, find_fault
 
 
 @pytest.mark.parametrize("decode", [False, True])

@@ -10,8 +10,8 @@ from io import BytesIO
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-# PIL opens these, but not as pixels, or by running another program (EPS calls Ghostscript)
-_NO_PIXELS = {"BUFR", "EPS", "FPX", "GRIB", "HDF5", "MIC", "PDF", "WMF"}
+from cn_clip.clip.decode import JPEG_MAGIC, NO_PIXELS, max_pixels
+
 # libjpeg-turbo's words for coded data that do not make the picture; PIL and most programs show it nevertheless
 _DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG")
 _SCALE = 8  # a JPEG at an eighth of its size needs all of its coded data, but little arithmetic
@@ -30,11 +30,6 @@ def find_fault(picture: bytes) -> str | None:
     return None
 
 
-def max_pixels() -> int | None:
-    """Pixels of the largest picture; None for no limit. PIL owns it, and refuses twice its number."""
-    return None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
-
-
 def check_picture(picture: bytes, *, decode: bool = False) -> tuple[int, int]:
     """(width, height) in pixels; BadPictureError for what is no whole picture.
 
@@ -43,7 +38,7 @@ def check_picture(picture: bytes, *, decode: bool = False) -> tuple[int, int]:
     """
     if not picture:
         raise BadPictureError("it is empty")
-    if picture.startswith(b"\xff\xd8\xff"):
+    if picture.startswith(JPEG_MAGIC):
         size = _check_jpeg(picture, decode)
         if size is not None:
             return size
@@ -78,7 +73,7 @@ def _decodes(picture: bytes, colours: str) -> bool:
 def _check_with_pil(picture: bytes, decode: bool) -> tuple[int, int]:
     try:
         with Image.open(BytesIO(picture)) as image:
-            if image.format in _NO_PIXELS:
+            if image.format in NO_PIXELS:
                 raise BadPictureError(f"{image.format} has no pixels; save it as PNG or JPEG")
             _refuse_bomb(*image.size)
             if image.format == "PNG" and b"IEND" not in picture:
