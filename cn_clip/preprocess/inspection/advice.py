@@ -123,22 +123,22 @@ def _batches(split: SplitInspection) -> Iterator[Advice]:
     if risks is None or not risks.risks:
         return
     bad = next((risk for risk in risks.risks if risk.share_of_pairs > _MUCH), None)
-    if bad is None:
+    unseen = next((risk for risk in risks.unseen_risks if risk.share_of_pairs > _MUCH), None)
+    if bad is None and unseen is None:
         yield _remark(
             f"up to a global batch of {risks.risks[-1].batch:,} fewer than {percent(_MUCH)} of the pairs meet their own "
             "picture or caption in another pair",
             "loss.targets=diagonal",
         )
-    else:
+    if bad is not None:
         yield _advice(
-            f"{_meets(bad)}, which targets: diagonal scores as wrong and targets: positives as right",
+            f"{_meets(bad, 'their own picture or caption in another pair')}, which targets: diagonal scores as wrong and targets: positives as right",
             "loss.targets=positives",
         )
         yield _unique(risks, bad.batch)
-    unseen = next((risk for risk in risks.unseen_risks if risk.share_of_pairs > _MUCH), None)
     if unseen is not None:
         yield _advice(
-            f"{_meets(unseen)} as the same file under another picture id, which no setting can tell: give equal "
+            f"{_meets(unseen, 'the same picture file under another picture id')}, which no setting can tell: give equal "
             "pictures one id"
         )
 
@@ -159,11 +159,8 @@ def _unique(risks: FalseNegatives, batch: int) -> Advice:
     return _remark(f"data.sampler=unique works only up to a global batch of about {advised:,}; {above}")
 
 
-def _meets(risk: BatchRisk) -> str:
-    return (
-        f"in a global batch of {risk.batch:,}, {percent(risk.share_of_pairs)} of the pairs meet their own picture or "
-        "caption in another pair"
-    )
+def _meets(risk: BatchRisk, what: str) -> str:
+    return f"in a global batch of {risk.batch:,}, {percent(risk.share_of_pairs)} of the pairs meet {what}"
 
 
 def _rebuild(split: SplitInspection, why: str | None) -> Iterator[Advice]:
@@ -195,7 +192,11 @@ def _remarks(split: SplitInspection) -> Iterator[Advice]:
             "no caption names a picture: features can be extracted, but there is nothing to train on"
         )
     for number, noun, text in (
-        (pictures.flawed.count, "picture", "decoded with a warning of damage: worth a look"),
+        (
+            pictures.flawed.count,
+            "picture",
+            "decoded with a warning of damage: training takes it, a build with --decode refuses it",
+        ),
         (pictures.num_plain, "picture", "with next to no contrast: blank, or a placeholder of a missing one"),
         (transparent, "picture", "with transparency, which training drops: put a background behind it first"),
         (split.equal_pictures.num_extra, "picture", "given again under another id, byte for byte"),

@@ -136,7 +136,8 @@ def _scan_other(data: Path, options: Options) -> Scan | None:
     given = options.against
     folder = next((folder for folder in (data, data.parent) if str(given) in names_in(folder)), None)
     if folder is None and not given.exists() and len(given.parts) == 1:
-        raise DataError(f"--against {given} does not exist{tell_names(data.parent)}")
+        there = tell_names(data.parent) or ": give the path of a split"
+        raise DataError(f"--against {given} does not exist{there}")
     found = find_sources(given if folder is None else folder / given, None)
     if len(found) > 1:
         names = ", ".join(source.name for source in found)

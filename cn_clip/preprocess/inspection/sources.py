@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cn_clip.data.store import PairColumns
+from cn_clip.data.store.wrong_folder import next_step
 from cn_clip.errors import DataError
 
 _USUAL = ("train", "valid", "test")
@@ -121,7 +122,7 @@ def find_sources(data: Path, split: str | None) -> list[Source]:
         stem = data.name.removesuffix(PICTURES_SUFFIX).removesuffix(CAPTIONS_SUFFIX)
         return [TableSource(data.with_name(stem))]
     if not data.exists():
-        raise DataError(f"{data} does not exist{tell_names(data.parent)}")
+        raise DataError(f"{data} does not exist{tell_names(data.parent) or f': {next_step(data)}'}")
     tables = _tables_in(data)
     if tables:
         return [TableSource(data / name) for name in sorted(tables, key=_rank)]
@@ -161,8 +162,6 @@ def _stores_in(folder: Path) -> list[Path]:
 
 
 def tell_names(folder: Path) -> str:
-    """The end of a sentence about a split that is not in this folder."""
-    if not folder.is_dir():
-        return ": give an LMDB split, or a folder of {split}_imgs.tsv and {split}_texts.jsonl"
+    """The end of a sentence about a split that is not in this folder; empty where none is."""
     names = names_in(folder)
-    return f": {folder} has {', '.join(names)}" if names else f": {folder} has no split at all"
+    return f": {folder} has {', '.join(names)}" if names else ""

@@ -156,6 +156,16 @@ def test_the_advised_unique_batch_is_one_that_the_sampler_fills(photo: Photo, wr
     )
 
 
+def test_what_is_said_of_equal_files_is_not_said_otherwise_too(photo: Photo, write_lmdb: Write) -> None:
+    captions = [(number, f"第 {number} 条", [number]) for number in range(20)]
+    split = inspect(write_lmdb("train", dict.fromkeys(range(20), photo(1)), captions), batches=(8,))
+    about = [advice.reason for advice in split.advice if "of the pairs meet" in advice.reason]
+    assert about == [
+        "in a global batch of 8, 100.0 % of the pairs meet the same picture file under another picture id, which no "
+        "setting can tell: give equal pictures one id"
+    ]
+
+
 def test_of_many_pairs_half_of_the_bound_is_advised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unique_batch, "MAX_PAIRS", 299)
     ids = np.arange(300)
@@ -423,6 +433,7 @@ def test_wrong_input_gets_one_sentence(
     for words, part in (
         ([tmp_path / "nothing"], "does not exist"),
         ([data, "--split", "test"], "has train, valid"),
+        ([tmp_path / "lmdb" / "train"], "build it with build_lmdb_dataset.py"),
         ([data, "--against", data], "has several splits"),
         ([data, "--near-distance", "20"], "--near-distance is 20"),
         ([data, "--sample", "0"], "--sample is 0"),
