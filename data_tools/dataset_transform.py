@@ -68,7 +68,9 @@ def parse_flags(words: Sequence[str] | None) -> argparse.Namespace:
         help="share of the pictures, with all their captions, that the second split gets (default: %(default)s)",
     )
     add("--seed", type=int, default=42, help="which pictures they are (default: %(default)s)")
-    return parser.parse_args(words)
+    from cn_clip.preprocess.importing.flags import with_hyphens
+
+    return parser.parse_args(with_hyphens(sys.argv[1:] if words is None else words))
 
 
 if __name__ == "__main__":

@@ -246,3 +246,9 @@ def test_help_is_answered_without_torch(tmp_path: Path) -> None:
     assert done.returncode == 0 and "--image-column" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "cn_clip.errors" in imported and not {"torch", "PIL", "numpy"} & imported
+
+
+def test_flags_with_underscores(folder: Path) -> None:
+    given = [word.replace("-dir", "_dir") if word.startswith("--") else word for word in words(folder)]
+    main([*given, "--valid_share=0.3"])
+    assert len(read_images(folder, "valid")) == 3

@@ -59,7 +59,7 @@ def _images(options: Options) -> Iterator[Item]:
 
 def _picture(image_id: str, name: str, image_dir: Path, where: str) -> Item:
     try:
-        content = FileContent(image_dir / name_below(image_dir, name))
+        content = FileContent(image_dir / name_below(image_dir, name), image_dir)
     except DataError as error:
         return BadItem(where, str(error))
     return Picture(image_id, content, where, name=name)

@@ -30,7 +30,7 @@ from cn_clip.preprocess.importing.items import (
 )
 from cn_clip.preprocess.importing.split_choice import SplitChoice
 from cn_clip.preprocess.importing.tables import TableShape, iterate_table
-from cn_clip.preprocess.importing.text_lines import Encoding, TextLines, UndecodableError
+from cn_clip.preprocess.importing.text_lines import Encoding, TextLines, UndecodableError, count_lines
 
 _PICTURE_SUFFIXES = tuple(f".{ending}" for ending in (*PICTURES, "jfif"))
 
@@ -62,6 +62,7 @@ class Options(SplitChoice):
 def build(options: Options) -> Source:
     require_folder(options.image_dir, "--image-dir", "the pictures")
     splits = options.names()
+    _check_together(options)
     if options.captions is not None:
         parts = (_table_part(options, options.captions),)
         return Source(parts=parts, splits=splits, choice=options, names_are_files=True)
@@ -70,6 +71,19 @@ def build(options: Options) -> Source:
     read = _with_sidecar if options.captions_from == "sidecar" else _with_folder_name
     part = Part(options.image_dir.name, partial(_walk, options, read))
     return Source(parts=(part,), splits=splits, choice=options, names_are_files=True)
+
+
+def _check_together(options: Options) -> None:
+    """ConfigError for flags of which one would be passed over."""
+    if options.captions is not None and options.captions_from == "folder":
+        raise ConfigError(
+            "--captions and --captions-from folder: captions are in the table or in the names; give one"
+        )
+    if options.caption_template != "{}" and options.captions_from != "folder":
+        raise ConfigError("--caption-template is for --captions-from folder: give that too, or leave it out")
+    column = options.image_column
+    if column is not None and column == options.caption_column:
+        raise ConfigError(f"--image-column and --caption-column are both {column!r}: give two columns")
 
 
 def _table_part(options: Options, table: Path) -> Part:
@@ -84,7 +98,14 @@ def _table_part(options: Options, table: Path) -> Part:
         quotes=options.quotes,
         header=options.header,
     )
-    return Part(table.name, partial(_table_items, options.image_dir, table, shape), (table,))
+    count = None if table.suffix.lower() == ".json" else partial(_num_items, table, options)
+    return Part(table.name, partial(_table_items, options.image_dir, table, shape), (table,), num_items=count)
+
+
+def _num_items(table: Path, options: Options) -> int:
+    """Two for each line: too many where lines are blank, or inside of cells."""
+    has_header = options.header and table.suffix.lower() not in (".jsonl", ".ndjson")
+    return 2 * max(0, count_lines(table) - has_header)
 
 
 def _table_items(image_dir: Path, table: Path, shape: TableShape) -> Iterator[Item]:
@@ -98,7 +119,7 @@ def _table_items(image_dir: Path, table: Path, shape: TableShape) -> Iterator[It
         except DataError as error:
             yield BadItem(where, str(error))
             continue
-        yield Picture(name, FileContent(image_dir / name), where)
+        yield Picture(name, FileContent(image_dir / name, image_dir), where)
         yield Text(row.caption, (name,), where)
 
 

@@ -17,10 +17,8 @@ from pathlib import Path
 from cn_clip.errors import ConfigError, DataError
 from cn_clip.preprocess.importing.arrow_rows import ColumnFlags, arrow, arrow_items, choose_columns
 from cn_clip.preprocess.importing.items import Item, Part, Picture, Source, Text, require_folder
-from cn_clip.preprocess.importing.own_splits import OwnSplits
+from cn_clip.preprocess.importing.own_splits import OUR_NAMES, OwnSplits
 from cn_clip.preprocess.importing.split_choice import SplitChoice
-
-_OUR_NAMES = {"validation": "valid"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,11 @@ def build(options: Options) -> Source:
         return Source(parts=parts, splits=options.names(), choice=options)
     if options.valid_share:
         raise ConfigError(f"--valid-share: {options.data_dir} has splits of its own; choose with --splits")
-    folders = {_OUR_NAMES.get(name, name): name for name in _read_list(listed, "splits")}
+    names = _read_list(listed, "splits")
+    # both, where a set has valid or val as well as validation
+    folders = {
+        (name if OUR_NAMES.get(name, "") in names else OUR_NAMES.get(name, name)): name for name in names
+    }
     splits = options.chosen(list(folders), options.data_dir)
     parts = [part for split in splits for part in _parts(options.data_dir / folders[split], options, split)]
     return Source(parts=parts, splits=splits)

@@ -34,7 +34,10 @@ def build(options: Options) -> Source:
     arrow("pyarrow.parquet")
     paths = [found for path in options.files for found in _find(path)]
     _require_distinct_names(paths)
-    parts = [Part(path.name, partial(_items, path, options), (path,)) for path in paths]
+    parts = [
+        Part(path.name, partial(_items, path, options), (path,), num_items=partial(_num_items, path))
+        for path in paths
+    ]
     return Source(parts=parts, splits=options.names(), choice=options)
 
 
@@ -55,6 +58,15 @@ def _require_distinct_names(paths: Sequence[Path]) -> None:
             raise ConfigError(
                 f"--files gives two files named {name}, after which pictures are named: import them apart"
             )
+
+
+def _num_items(path: Path) -> int | None:
+    """Two for each row; None of a broken file, which says so when it is read."""
+    parquet, pyarrow = arrow("pyarrow.parquet"), arrow("pyarrow")
+    try:
+        return 2 * int(parquet.read_metadata(path).num_rows)
+    except (pyarrow.ArrowException, OSError):
+        return None
 
 
 def _items(path: Path, options: Options) -> Iterator[Item]:

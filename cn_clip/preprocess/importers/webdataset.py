@@ -16,10 +16,11 @@ from functools import partial
 from pathlib import Path
 
 from cn_clip.data.tars.members import PICTURES, caption_member, captions_of, picture_of
-from cn_clip.data.tars.samples import read_samples
+from cn_clip.data.tars.samples import BrokenShardError, read_samples
 from cn_clip.data.tars.shards import find_shards, is_remote
-from cn_clip.errors import ConfigError, DataError
+from cn_clip.errors import ConfigError
 from cn_clip.preprocess.importing.items import BadItem, BytesContent, Item, Part, Picture, Source, Text
+from cn_clip.preprocess.importing.lost_shards import lost_items
 from cn_clip.preprocess.importing.split_choice import SplitChoice
 
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
@@ -60,8 +61,15 @@ def _items(url: str, stem: str, caption: str) -> Iterator[Item]:
         for sample in read_samples(url, lambda number: True, (*PICTURES, caption_member(caption))):
             if sample is not None:
                 yield from _sample(f"{url}, {sample.key}", f"{stem}/{sample.key}", sample.contents, caption)
-    except DataError as error:
-        yield BadItem(url, f"{error}; fetch or pack it again")
+    except BrokenShardError as error:
+        lost = lost_items(url, error.num_samples)
+        yield BadItem(
+            url,
+            f"{error}; fetch or pack it again",
+            num_lost=lost or 0,
+            is_broken_part=True,
+            is_counted=lost is not None,
+        )
 
 
 def _sample(where: str, name: str, contents: Mapping[str, bytes], caption: str) -> Iterator[Item]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cn_clip.errors import ConfigError, DataError
+from cn_clip.preprocess.importing.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, Wanted, find_columns
 from cn_clip.preprocess.importing.items import (
     BadItem,
     BytesContent,
@@ -23,9 +24,6 @@ from cn_clip.preprocess.importing.items import (
     name_below,
 )
 
-_CAPTION_COLUMNS = ("caption", "txt", "text", "captions", "sentences", "title")
-_IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "picture")
-"""Taken without being named, when a table has just one of them."""
 BATCH_ROWS = 64
 """Rows in memory at once: their pictures are."""
 
@@ -68,22 +66,18 @@ def arrow(module: str) -> Any:  # Any: a module of pyarrow, which may not be ins
 
 def choose_columns(there: Sequence[str], flags: ColumnFlags, where: Path) -> Columns:
     """DataError says which columns there are, when one that is needed is not among them."""
-    return Columns(
-        _choose(there, flags.image_column, _IMAGE_COLUMNS, "--image-column", where),
-        _choose(there, flags.caption_column, _CAPTION_COLUMNS, "--caption-column", where),
-        None if flags.name_column is None else _choose(there, flags.name_column, (), "--name-column", where),
-    )
-
-
-def _choose(there: Sequence[str], name: str | None, usual: Sequence[str], flag: str, where: Path) -> str:
-    found = [column for column in ((name,) if name else usual) if column in there]
-    if len(found) == 1:
-        return found[0]
-    if name:
-        what = f"there is no column {name!r}"
-    else:
-        what = "several columns could be meant" if found else "no column has a usual name"
-    raise DataError(f"{where}: {what}; set {flag} to one of: {', '.join(there)}")
+    wanted = [
+        Wanted("--image-column", flags.image_column, IMAGE_COLUMNS),
+        Wanted("--caption-column", flags.caption_column, CAPTION_COLUMNS),
+    ]
+    # it may be the column of another: names that are captions, or paths of pictures
+    names = [] if flags.name_column is None else [Wanted("--name-column", flags.name_column)]
+    try:
+        image, caption = find_columns(there, wanted)
+        name = find_columns(there, names)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    return Columns(there[image], there[caption], there[name[0]] if name else None)
 
 
 def arrow_items(
@@ -93,13 +87,16 @@ def arrow_items(
     image_dir: Path | None,
     first_row: int = 0,
 ) -> Iterator[Item]:
-    """Pictures and captions of record batches of the file at `path`; rows are counted from 0."""
+    """Pictures and captions of record batches of the file at `path`.
+
+    Messages count rows from 1, as those of other tables do; names count them from 0, and ids belong to names.
+    """
     row = first_row
     for batch in batches:
         images, captions = batch.column(columns.image), batch.column(columns.caption)
         names = batch.column(columns.name) if columns.name else None
         for place in range(batch.num_rows):
-            where = f"{path} row {row}"
+            where = f"{path} row {row + 1}"
             try:
                 image, caption = images[place].as_py(), captions[place].as_py()
                 name = f"{path.name}#{row}" if names is None else names[place].as_py()
@@ -143,7 +140,7 @@ def _content(image: object, image_dir: Path | None) -> Content | str:
             if image_dir is None:
                 return f"it has the path {path!r} only; give the folder of the pictures with --image-dir"
             try:
-                return FileContent(image_dir / name_below(image_dir, path))
+                return FileContent(image_dir / name_below(image_dir, path), image_dir)
             except DataError as error:
                 return str(error)
         case None | {"bytes": None}:

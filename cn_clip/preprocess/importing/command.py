@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import pkgutil
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cn_clip.preprocess import importers
-from cn_clip.preprocess.importing.flags import add_flags, options_of
+from cn_clip.preprocess.importing.flags import add_flags, options_of, with_hyphens
 from cn_clip.preprocess.importing.run_options import RunOptions
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def parse(
         )
         add_flags(command.add_argument_group("input"), module.Options)
         add_flags(command.add_argument_group("output"), RunOptions)
-    flags = parser.parse_args(words)
+    flags = parser.parse_args(with_hyphens(sys.argv[1:] if words is None else words))
     return flags.kind, options_of(modules[flags.kind].Options, flags), options_of(RunOptions, flags)
 
 
@@ -63,13 +64,28 @@ def describe(report: Report, run_options: RunOptions) -> list[str]:
         ("rows read before the interruption", report.num_resumed, ""),
         ("pictures that came again, kept once", report.num_repeats, ""),
         ("bad rows passed over", report.num_bad, f" ({output_dir / 'bad_rows.jsonl'} says which and why)"),
+        (
+            "broken shards, of which the rest is missing",
+            report.num_broken,
+            f" of {report.num_parts} (fetch them again)",
+        ),
+        ("pictures and captions lost with them", report.num_lost, ""),
         ("captions left out with their pictures", report.num_left_out, ""),
     ):
         if count:
             lines.append(f"{what}: {count}{more}")
+    lines += [_elsewhere_line(split, count) for split, count in report.num_elsewhere.items()]
     if run_options.to == "lmdb":
         return [*lines, f"Written to {output_dir}, the LMDB to {output_dir / 'lmdb'}"]
     names = ",".join(split.name for split in report.splits)
     lines.append(f"Written to {output_dir}")
     lines.append(f"Next: cn-clip build-lmdb --data_dir {output_dir} --splits {names}")
     return lines
+
+
+def _elsewhere_line(split: str, count: int) -> str:
+    """Other pictures may have the same names, so that nothing is refused."""
+    return (
+        f"names that {split}_names.jsonl of an earlier import has too: {count} (if they are the same pictures, "
+        f"{split} is no longer held out: give --valid-share again, or delete the files of {split})"
+    )

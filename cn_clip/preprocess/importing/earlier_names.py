@@ -21,7 +21,7 @@ def read_earlier_names(folder: Path, splits: Sequence[str], progress: Progress) 
     """
     highest = -1
     for split in splits:
-        for image_id, name, where in _rows_of(folder / names_file(split)):
+        for image_id, name, where, _ in _rows_of(folder / names_file(split)):
             found = progress.find(name)
             if found is not None and found.image_id != image_id:
                 raise DataError(
@@ -36,10 +36,11 @@ def read_earlier_names(folder: Path, splits: Sequence[str], progress: Progress) 
         )
     )
     for path in _maps_of_others(folder, splits):
-        for image_id, name, _ in _rows_of(path):
+        split = path.name.removesuffix(names_file(""))
+        for image_id, name, _, is_removed in _rows_of(path):
             # other pictures may have the same names there: what stands in the splits that are written counts
             if progress.find(name) is None:
-                progress.record(name, PictureRecord(image_id, None, ELSEWHERE, None))
+                progress.record(name, PictureRecord(image_id, None if is_removed else split, ELSEWHERE, None))
             highest = max(highest, image_id)
     progress.forget_doubtful_ids()
     if highest == MAX_ID:
@@ -60,8 +61,8 @@ def _maps_of_others(folder: Path, splits: Sequence[str]) -> list[Path]:
     ]
 
 
-def _rows_of(path: Path) -> Iterator[tuple[int, str, str]]:
-    """(id, name, where it stands) of each row; none of a map that is not there."""
+def _rows_of(path: Path) -> Iterator[tuple[int, str, str, bool]]:
+    """(id, name, where it stands, whether it was taken out) of each row; none of a map that is not there."""
     if not path.is_file():
         return
     with path.open("rb") as file:
@@ -69,11 +70,11 @@ def _rows_of(path: Path) -> Iterator[tuple[int, str, str]]:
             where = f"{path} row {row}"
             try:
                 fields = json.loads(line)
-                image_id, name = fields["image_id"], fields["name"]
+                image_id, name, is_removed = fields["image_id"], fields["name"], "removed" in fields
             except (ValueError, TypeError, KeyError) as error:
                 raise DataError(
                     f"{where}: cannot be read ({error}); give {_SHAPE}, or delete the file for new ids"
                 ) from error
             if type(image_id) is not int or abs(image_id) > MAX_ID or not isinstance(name, str):
                 raise DataError(f"{where}: give {_SHAPE}, or delete the file for new ids")
-            yield image_id, name, where
+            yield image_id, name, where, is_removed

@@ -33,7 +33,7 @@ def finish(
         for split in source.splits
     )
     for summary in summaries:
-        _require_rows(summary, position)
+        _require_rows(summary, position, source)
     if to == "lmdb":
         for split in source.splits:
             _build(work, output_dir, split)
@@ -48,15 +48,22 @@ def finish(
     return summaries
 
 
-def _require_rows(summary: SplitSummary, position: Position) -> None:
+def _require_rows(summary: SplitSummary, position: Position, source: Source) -> None:
     if summary.num_pictures and summary.num_texts:
         return
     what = "caption" if summary.num_pictures else "picture"
     skipped = f" ({position.num_bad} rows were passed over)" if position.num_bad else ""
     raise DataError(
-        f"the split {summary.name} would have no {what}{skipped}: "
-        "check the input, and hold out a larger share or none if the share left it empty"
+        f"the split {summary.name} would have no {what}{skipped}: {_remedy(summary, position, source)}"
     )
+
+
+def _remedy(summary: SplitSummary, position: Position, source: Source) -> str:
+    choice = source.choice
+    if choice is None or not choice.valid_share or not any(position.pictures.values()):
+        return "check the input"
+    other = "larger" if summary.name == choice.valid_split else "smaller"
+    return f"hold out a {other} --valid-share, or none"
 
 
 def _build(work: Path, output_dir: Path, split: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -47,6 +48,15 @@ def _how(
         return {"action": argparse.BooleanOptionalAction if default is True else "store_true"}
     metavar = {Path: "PATH", int: "N", float: "X"}.get(hint)
     return {"type": hint} if metavar is None else {"type": hint, "metavar": metavar}
+
+
+def with_hyphens(words: Sequence[str]) -> list[str]:
+    """Names of flags with hyphens for underscores, as other commands of this package write them; values as they are."""
+    flags = [word.partition("=") if word.startswith("--") else (word, "", "") for word in words]
+    return [
+        (name.replace("_", "-") if word.startswith("--") else name) + sign + value
+        for word, (name, sign, value) in zip(words, flags, strict=True)
+    ]
 
 
 def options_of(cls: type[Options], flags: argparse.Namespace) -> Options:

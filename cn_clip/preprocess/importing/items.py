@@ -12,6 +12,7 @@ from typing import Protocol
 
 from cn_clip.data.table_format import MAX_ROW_BYTES, decode_base64
 from cn_clip.errors import DataError
+from cn_clip.preprocess.importing.missing_files import hint_at
 from cn_clip.preprocess.importing.split_choice import SplitChoice
 
 MAX_PICTURE_BYTES = MAX_ROW_BYTES * 3 // 4
@@ -30,6 +31,8 @@ class FileContent:
     """A file of its own."""
 
     path: Path
+    below: Path | None = None
+    """Folder below which a table names it: where it is missing, what could be meant is looked for there."""
 
     def read(self) -> bytes:
         try:
@@ -41,9 +44,16 @@ class FileContent:
                 raise DataError(f"cannot read {self.path}: it has more than {MAX_PICTURE_BYTES:,} bytes")
             return self.path.read_bytes()
         except OSError as error:
-            raise DataError(f"cannot read {self.path}: {error.strerror}") from error
+            hint = self._hint() if isinstance(error, FileNotFoundError) else ""
+            raise DataError(f"cannot read {self.path}: {error.strerror}{hint}") from error
         except ValueError as error:  # no name of a file: a zero byte or half a character in it
             raise DataError(f"cannot read {str(self.path)!r}: {error}") from error
+
+    def _hint(self) -> str:
+        if self.below is None:
+            return ""
+        hint = hint_at(self.below, self.path.relative_to(self.below).as_posix())
+        return f"; {hint}" if hint else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +113,12 @@ class BadItem:
 
     where: str
     reason: str
+    num_lost: int = 0
+    """Pictures and captions that are lost with it, where it is the end of a part that breaks off."""
+    is_broken_part: bool = False
+    """The rest of its part is lost."""
+    is_counted: bool = True
+    """`num_lost` is known."""
 
 
 Item = Picture | Text | BadItem
@@ -118,6 +134,8 @@ class Part:
     """What they are read from: another size or time of change is another import."""
     url: str | None = None
     """What they are read from, where that is not on this machine."""
+    num_items: Callable[[], int | None] | None = None
+    """About how many there will be, where that is cheap to know."""
 
 
 @dataclass(frozen=True)

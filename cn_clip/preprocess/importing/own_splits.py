@@ -9,6 +9,9 @@ from pathlib import Path
 from cn_clip.errors import ConfigError, DataError
 from cn_clip.preprocess.importing.split_choice import check_split_names
 
+OUR_NAMES = {"validation": "valid", "val": "valid"}
+"""Names that published sets give their splits -> what they are imported as."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OwnSplits:
@@ -21,7 +24,8 @@ class OwnSplits:
         """The splits asked for, or all that are there. DataError when one is not."""
         if not there:
             raise DataError(f"{where} has none of the files of a split: is it the right folder?")
-        splits = tuple(name for word in self.splits for name in word.split(",") if name) or tuple(there)
+        words = [name for word in self.splits for name in word.split(",") if name] or there
+        splits = tuple(name if name in there else OUR_NAMES.get(name, name) for name in words)
         check_split_names(splits, "--splits")
         missing = [name for name in splits if name not in there]
         if missing:

@@ -45,10 +45,13 @@ class PartsReader:
         """`rest` is what is left of the part at the position, if it is not whole."""
         # None: only on a terminal
         with tqdm(initial=self._position.num_items, unit=" rows", disable=None) as bar:
+            if not bar.disable:
+                bar.total = _total(self._source)
             for number, part in enumerate(self._source.parts):
                 if number < self._position.part:
                     continue
-                bar.set_description(part.name)
+                of = f" ({number + 1} of {len(self._source.parts)})" if len(self._source.parts) > 1 else ""
+                bar.set_description(f"{part.name}{of}")
                 if part.url and not self._position.item:
                     self._progress.mark(number, changes.store_mark(part.url))
                 self._read_part(part.items() if rest is None else rest, bar)
@@ -70,23 +73,48 @@ class PartsReader:
                 self._unsaved += 1
                 bar.update()
                 if self._unsaved >= CHECKPOINT_ITEMS or time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
-                    check_share(position, self._options, is_whole=False)
+                    check_share(position, self._source, self._options, is_whole=False)
                     self._save()
                     self._saved, self._unsaved = time.monotonic(), 0
 
 
-def check_share(position: Position, options: RunOptions, *, is_whole: bool) -> None:
-    if too_many_bad(position, options, is_whole=is_whole):
+def _total(source: Source) -> int | None:
+    """Items of all parts, or None: what would have to be read first is not counted."""
+    total = 0
+    for part in source.parts:
+        count = None if part.num_items is None else part.num_items()
+        if count is None:
+            return None
+        total += count
+    return total
+
+
+def check_share(position: Position, source: Source, options: RunOptions, *, is_whole: bool) -> None:
+    """DataError when more is bad or lost than may be."""
+    too_many = too_many_bad(position, source, options, is_whole=is_whole)
+    if too_many is not None:
         raise DataError(
-            f"{position.num_bad} of {position.num_items} pictures and captions are bad, which is more than "
-            f"--max-bad-share {options.max_bad_share:g}; {_unfinished_bad_rows(options)} says which and why"
+            f"{too_many}, which is more than --max-bad-share {options.max_bad_share:g}; "
+            f"{_unfinished_bad_rows(options)} says which and why"
         )
 
 
-def too_many_bad(position: Position, options: RunOptions, *, is_whole: bool) -> bool:
-    if position.num_bad <= options.max_bad_share * position.num_items:
-        return False
-    return is_whole or position.num_items >= ROWS_BEFORE_A_SHARE
+def too_many_bad(position: Position, source: Source, options: RunOptions, *, is_whole: bool) -> str | None:
+    """What is more than `--max-bad-share` allows, None when nothing is."""
+    num_parts, num_bad = len(source.parts), position.num_bad + position.num_lost - position.num_broken
+    # the row that says that a part is broken is no row of it
+    num_items = position.num_items + position.num_lost - position.num_broken
+    # a part of which nobody knows how much is lost counts as a whole one
+    share = position.num_uncounted / num_parts
+    if num_items and (is_whole or position.num_items >= ROWS_BEFORE_A_SHARE):
+        share += num_bad / num_items
+    if share <= options.max_bad_share:
+        return None
+    faults = [f"{position.num_broken} of {num_parts} shards are broken"] if position.num_uncounted else []
+    if num_bad:
+        or_lost = " or lost" if position.num_lost else ""
+        faults.append(f"{num_bad} of {num_items} pictures and captions are bad{or_lost}")
+    return " and ".join(faults)
 
 
 def _unfinished_bad_rows(options: RunOptions) -> Path:

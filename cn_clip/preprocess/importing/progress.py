@@ -38,7 +38,7 @@ class PictureRecord:
 
     image_id: int
     split: str | None
-    """None where it is in none that is written."""
+    """None where it was taken out of a split that is not written, or is in none."""
     state: int
     digest: bytes | None
 
@@ -68,6 +68,14 @@ class Position:
     num_left_out: int = 0
     """Captions none of whose pictures could be used."""
     num_bad: int = 0
+    num_broken: int = 0
+    """Parts that broke off."""
+    num_uncounted: int = 0
+    """Of them, those of which nobody knows how much is lost."""
+    num_lost: int = 0
+    """Pictures and captions behind the breaks of the others."""
+    num_elsewhere: dict[str, int] = field(default_factory=dict)
+    """Split that is not written -> names of its map that this import has too."""
     elapsed_seconds: float = 0.0
     is_written: bool = False
     """Every item is done; what is left is to put the files in their places."""

@@ -7,7 +7,15 @@ from cn_clip.errors import DataError
 from cn_clip.preprocess.importing.items import BadItem, FileContent, Item, Picture, Source, Text
 from cn_clip.preprocess.importing.outputs import Outputs
 from cn_clip.preprocess.importing.pictures import Prepared
-from cn_clip.preprocess.importing.progress import BAD, NO_ID, WRITTEN, PictureRecord, Position, Progress
+from cn_clip.preprocess.importing.progress import (
+    BAD,
+    ELSEWHERE,
+    NO_ID,
+    WRITTEN,
+    PictureRecord,
+    Position,
+    Progress,
+)
 
 _MAX_ID_CHARS = 20
 """`int` of thousands of digits raises; and messages show no more of an id."""
@@ -49,6 +57,9 @@ class RowWriter:
                 self._add_text(item)
             case BadItem():
                 self._pass_over(item.where, item.reason)
+                self._position.num_broken += item.is_broken_part
+                self._position.num_uncounted += not item.is_counted
+                self._position.num_lost += item.num_lost
 
     def _add_picture(self, picture: Picture, prepared: Prepared) -> None:
         found = self._progress.find(picture.key)
@@ -60,6 +71,7 @@ class RowWriter:
             self._pass_over(picture.where, fault)
             # an id that it had stays its own, in the map of the split that it was in
             image_id, split = (NO_ID, None) if found is None else (found.image_id, found.split)
+            split = split if split in self._source.splits else None
             self._progress.record(picture.key, PictureRecord(image_id, split, BAD, None))
             return
         name = picture.name or picture.key
@@ -69,6 +81,9 @@ class RowWriter:
         if self._source.has_names and not (self._source.own_ids and name == picture.key):
             self._files.add_name(split, image_id, name)
         self._progress.record(picture.key, PictureRecord(image_id, split, WRITTEN, prepared.digest))
+        if found is not None and found.state == ELSEWHERE and found.split is not None:
+            elsewhere = self._position.num_elsewhere
+            elsewhere[found.split] = elsewhere.get(found.split, 0) + 1
         self._position.pictures[split] = self._position.pictures.get(split, 0) + 1
 
     def _add_again(self, picture: Picture, prepared: Prepared, found: PictureRecord) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from cn_clip.errors import ConfigError, DataError
@@ -34,6 +34,13 @@ class Report:
     num_bad: int
     num_resumed: int
     """Items that an earlier, interrupted run had done."""
+    num_parts: int
+    num_broken: int
+    """Parts that broke off."""
+    num_lost: int
+    """Pictures and captions behind the breaks, as far as they were counted."""
+    num_elsewhere: Mapping[str, int]
+    """Split of an earlier import -> names of its map that this import has too."""
 
 
 def run_import(kind: str, settings: object, source: Source, options: RunOptions) -> Report:
@@ -73,6 +80,10 @@ def _run_alone(kind: str, settings: object, source: Source, options: RunOptions)
         num_left_out=position.num_left_out,
         num_bad=position.num_bad,
         num_resumed=num_resumed,
+        num_parts=len(source.parts),
+        num_broken=position.num_broken,
+        num_lost=position.num_lost,
+        num_elsewhere=position.num_elsewhere,
     )
 
 
@@ -133,9 +144,9 @@ def _why_read_again(position: Position, source: Source, options: RunOptions) -> 
     if options.bad_rows == "stop" and position.num_bad:
         return f"that passed over {position.num_bad} bad rows: give --bad-rows skip to go on with it"
     is_whole = position.part == len(source.parts)
-    if not position.is_written and too_many_bad(position, options, is_whole=is_whole):
-        share = f"{position.num_bad} of {position.num_items} pictures and captions are bad"
-        return f"in which {share}: give a higher --max-bad-share to go on with it"
+    too_many = None if position.is_written else too_many_bad(position, source, options, is_whole=is_whole)
+    if too_many is not None:
+        return f"in which {too_many}: give a higher --max-bad-share to go on with it"
     return None
 
 
@@ -168,7 +179,7 @@ def _read_all(source: Source, options: RunOptions, progress: Progress, start: _S
             stops = source.advice if options.bad_rows == "stop" else None
             writer = RowWriter(source, files, progress, position, stops=stops)
             PartsReader(source, options, progress, writer, position, save).read(start.rest)
-        check_share(position, options, is_whole=True)
+        check_share(position, source, options, is_whole=True)
         for image_id, name, split in progress.removed():
             files.add_name(split, image_id, name, is_removed=True)
         position.is_written = True

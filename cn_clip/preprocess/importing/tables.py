@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Literal
 
 from cn_clip.errors import DataError
+from cn_clip.preprocess.importing.columns import (
+    CAPTION_COLUMNS,
+    IMAGE_FILE_COLUMNS,
+    Wanted,
+    find_columns,
+    looks_like_a_row,
+    names_a_picture,
+)
 from cn_clip.preprocess.importing.items import BadItem
 from cn_clip.preprocess.importing.json_arrays import is_array, iterate_array
 from cn_clip.preprocess.importing.text_lines import Encoding, TextLines, UndecodableError
 
-IMAGE_COLUMNS = ("image", "image_id", "image_path", "file_name", "filename", "filepath", "path", "file")
-CAPTION_COLUMNS = ("caption", "text", "txt", "title", "description")
-"""Taken without being named, when a table has just one of them."""
 _DELIMITERS = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|"}
-_MAX_SHOWN = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,13 @@ class TableShape:
     delimiter: Literal["auto", "comma", "tab", "semicolon", "pipe"] = "auto"
     quotes: Literal["auto", "double", "none"] = "auto"
     header: bool = True
+
+    def wanted(self) -> list[Wanted]:
+        """Its columns: that of the pictures, and that of the captions."""
+        return [
+            Wanted("--image-column", self.image_column, IMAGE_FILE_COLUMNS),
+            Wanted("--caption-column", self.caption_column, CAPTION_COLUMNS),
+        ]
 
 
 def read_table(path: Path, shape: TableShape) -> list[TableRow]:
@@ -82,8 +93,12 @@ def _cell_rows(path: Path, shape: TableShape) -> Iterator[TableRow | BadItem]:
     header = [name.strip() for name in first[1]]
     if not shape.header:
         header = [str(number) for number in range(1, len(header) + 1)]
-    image = _place(header, shape.image_column, IMAGE_COLUMNS, "--image-column", path)
-    caption = _place(header, shape.caption_column, CAPTION_COLUMNS, "--caption-column", path)
+    try:
+        image, caption = find_columns(header, shape.wanted())
+    except DataError as error:
+        raise DataError(
+            f"{path} row 1: {(looks_like_a_row(header) if shape.header else '') or error}"
+        ) from error
     if not shape.header:
         yield _cell_row(first, header, (image, caption), path)
     for row in cells:
@@ -163,30 +178,28 @@ def _delimiter_of(path: Path, shape: TableShape) -> str:
     return max(counts, key=lambda delimiter: counts[delimiter])
 
 
-def _place(header: Sequence[str], name: str | None, usual: Sequence[str], flag: str, path: Path) -> int:
-    """Which cell of a row holds the column of that name, or the only one of a usual name."""
-    shown = ", ".join(header)
-    shown = shown if len(shown) <= _MAX_SHOWN else f"{shown[: _MAX_SHOWN - 1]}…"
-    if name is None:
-        found = [column for column in usual if column in header]
-        if len(found) != 1:
-            what = "several columns could be meant" if found else "no column has a usual name"
-            raise DataError(f"{path} row 1: {what}; set {flag} to one of: {shown}")
-        name = found[0]
-    if name not in header:
-        raise DataError(f"{path} row 1: there is no column {name!r}; set {flag} to one of: {shown}")
-    if header.count(name) > 1:
-        raise DataError(f"{path} row 1: {header.count(name)} columns are named {name!r}; rename all but one")
-    return header.index(name)
-
-
 def _json_rows(path: Path, shape: TableShape) -> Iterator[TableRow | BadItem]:
     lines = TextLines(path, shape.encoding)
-    for line in lines.or_bad():
+    for number, line in enumerate(lines.or_bad()):
+        if number == 0 and isinstance(line, str):
+            _require_no_map(line, path)
         if isinstance(line, BadItem):
             yield line
         else:
             yield from _json_row(line, lines.row, lines.where, shape)
+
+
+def _require_no_map(first_line: str, path: Path) -> None:
+    """DataError when one object holds the whole table, as {"a.jpg": "…"} does."""
+    try:
+        fields = json.loads(first_line)
+        is_map = isinstance(fields, dict) and any(map(names_a_picture, fields))
+    except (ValueError, RecursionError):
+        is_map = path.suffix.lower() == ".json" and first_line.lstrip().startswith("{")
+    if is_map:
+        raise DataError(
+            f'{path} is no array of objects; give [{{"image": "a.jpg", "caption": "…"}}, …], or an object on each line'
+        )
 
 
 def _json_row(line: str, row: int, where: str, shape: TableShape) -> Iterator[TableRow | BadItem]:
@@ -202,19 +215,17 @@ def _object_rows(fields: object, row: int, where: str, shape: TableShape) -> Ite
     if not isinstance(fields, dict):
         yield BadItem(where, "not an object with named fields")
         return
+    names = [str(name) for name in fields]
+    try:
+        places = find_columns(names, shape.wanted(), "field")
+    except DataError as error:
+        yield BadItem(where, str(error))
+        return
     values = []
-    for name, usual, flag in (
-        (shape.image_column, IMAGE_COLUMNS, "--image-column"),
-        (shape.caption_column, CAPTION_COLUMNS, "--caption-column"),
-    ):
-        found = [field for field in ((name,) if name else usual) if field in fields]
-        if len(found) != 1:
-            what = f"field {name} is missing" if name else "no single field has a usual name"
-            yield BadItem(where, f"{what}; set {flag} to one of: {', '.join(map(str, fields))}")
-            return
-        texts = _texts(fields[found[0]])
+    for place in places:
+        texts = _texts(fields[names[place]])
         if not texts:
-            yield BadItem(f"{where}, field {found[0]}", "it holds no text; give one or take the row out")
+            yield BadItem(f"{where}, field {names[place]}", "it holds no text; give one or take the row out")
             return
         values.append(texts)
     for image in values[0]:

@@ -11,8 +11,12 @@ from typing import BinaryIO, Literal
 from cn_clip.errors import DataError
 from cn_clip.preprocess.importing.items import BadItem
 
-Encoding = Literal["utf-8", "gb18030", "big5", "utf-16"]
+Encoding = Literal["utf-8", "gb18030", "gbk", "gb2312", "big5", "utf-16"]
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# utf-16: its lines are turned into UTF-8 when they are cut
+_DECODED_AS = {"utf-16": "utf-8", "gbk": "gb18030", "gb2312": "gb18030"}
 _SHOWN = 24
+_BLOCK_BYTES = 1 << 20
 
 
 class UndecodableError(Exception):
@@ -39,9 +43,10 @@ class TextLines:
         self.row += 1
         if self.row == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
-        encoding = "utf-8" if self._encoding == "utf-16" else self._encoding
+            if self._encoding != "utf-16" and line.startswith(_UTF16_MARKS):
+                raise UndecodableError("it is UTF-16: save it as UTF-8, or import with --encoding utf-16")
         try:
-            return line.decode(encoding)
+            return line.decode(_DECODED_AS.get(self._encoding, self._encoding))
         except UnicodeDecodeError as error:
             raise UndecodableError(f"not {self._encoding.upper()}{_other_encoding(line)}") from error
 
@@ -62,6 +67,15 @@ class TextLines:
     def where(self) -> str:
         """File and row of the latest line."""
         return f"{self._path} row {self.row}"
+
+
+def count_lines(path: Path) -> int:
+    """Lines of a file, without a look at what is in them."""
+    num_lines, last = 0, b"\n"
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK_BYTES):
+            num_lines, last = num_lines + block.count(b"\n"), block[-1:]
+    return num_lines + (last != b"\n")
 
 
 def _byte_lines(path: Path, encoding: Encoding) -> Iterator[bytes]:

@@ -257,7 +257,7 @@ def test_a_parquet_replaced_without_a_trace_in_size_and_time(
         parquet.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
 
     write([pictures[0], pictures[1], broken], ["一", "二", "三"])
-    with pytest.raises(DataError, match="row 2: not a picture"):
+    with pytest.raises(DataError, match="row 3: not a picture"):
         run_import("parquet", "--files", path)
     order = [1, 0, 2]
     keep_times(path, lambda: write([pictures[place] for place in order], ["二", "一", "三"]))
@@ -412,7 +412,7 @@ def test_two_files_under_one_name_of_a_column(tmp_path: Path, pictures: Path, ru
     columns = {"image": ["0.jpg", "2.jpg"], "caption": ["一", "二"], "key": ["x", "x"]}
     parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
     words = ("--files", tmp_path / "a.parquet", "--name-column", "key", "--image-dir", pictures)
-    with pytest.raises(DataError, match="row 1: a picture named 'x' was given before with other content"):
+    with pytest.raises(DataError, match="row 2: a picture named 'x' was given before with other content"):
         run_import("parquet", *words)
 
 

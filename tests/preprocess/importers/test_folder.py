@@ -137,10 +137,13 @@ def test_names_of_folders(pictures: Path, run_import: RunImport) -> None:
     [
         ("", "c.csv is empty"),
         (
-            "picture,caption\n0.jpg,a\n",
-            "no column has a usual name; set --image-column to one of: picture, caption",
+            "bild,caption\n0.jpg,a\n",
+            "no column has a usual name; set --image-column to one of: bild, caption",
         ),
-        ("image,path,caption\n0.jpg,b,a\n", "several columns could be meant; set --image-column"),
+        (
+            "image,path,caption\n0.jpg,b,a\n",
+            r"several columns could be meant \(image, path\); set --image-column",
+        ),
         ("image,words\n0.jpg,a\n", "set --caption-column to one of: image, words"),
         ("image,caption\n0.jpg,a\n1.png,\n", r"row 3, column caption: it is empty"),
         ("image,caption\n0.jpg,a\n1.png,b,c\n", r"row 3: it has 3 cells, not 2"),
@@ -202,7 +205,7 @@ def test_too_many_bad_rows(pictures: Path, tmp_path: Path, run_import: RunImport
         (("--max-px", "0"), ConfigError, "--max-px is 0"),
         (("--workers", "-1"), ConfigError, "--workers is -1"),
         (("--max-bad-share", "2"), ConfigError, "--max-bad-share is 2"),
-        (("--caption-template", "a"), ConfigError, "--caption-template is 'a'"),
+        (("--captions-from", "folder", "--caption-template", "a"), ConfigError, "--caption-template is 'a'"),
         (("--captions", __file__, "--no-header"), ConfigError, "--no-header needs --image-column"),
     ],
 )

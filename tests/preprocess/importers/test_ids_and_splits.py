@@ -134,8 +134,70 @@ def test_a_larger_share_only_adds_to_the_held_out() -> None:
 def test_a_share_that_holds_out_nothing(pictures: Path, tmp_path: Path, run_import: RunImport) -> None:
     (tmp_path / "c.csv").write_text("image,caption\n0.jpg,a\n")
     words = ("folder", "--image-dir", pictures, "--captions", tmp_path / "c.csv", "--valid-share", "0.01")
-    with pytest.raises(DataError, match="the split valid would have no picture"):
+    with pytest.raises(
+        DataError, match="the split valid would have no picture: hold out a larger --valid-share"
+    ):
         run_import(*words)
+
+
+def test_a_share_that_holds_out_everything(pictures: Path, tmp_path: Path, run_import: RunImport) -> None:
+    (tmp_path / "c.csv").write_text("image,caption\n0.jpg,a\n")
+    words = ("folder", "--image-dir", pictures, "--captions", tmp_path / "c.csv", "--valid-share", "0.999")
+    with pytest.raises(
+        DataError, match="the split train would have no picture: hold out a smaller --valid-share"
+    ):
+        run_import(*words)
+
+
+def test_an_empty_split_without_a_share(pictures: Path, tmp_path: Path, run_import: RunImport) -> None:
+    (tmp_path / "c.csv").write_text("image,caption\n")
+    words = ("folder", "--image-dir", pictures, "--captions", tmp_path / "c.csv")
+    with pytest.raises(DataError, match="the split train would have no picture: check the input$"):
+        run_import(*words)
+
+
+def test_what_was_held_out_and_comes_back(
+    many: Path, run_import: RunImport, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("folder", "--image-dir", many)
+    held_out = run_import(*words, "--valid-share", "0.2").names("valid")
+    assert "valid_names.jsonl" not in capsys.readouterr().out
+    assert len(run_import(*words).images()) == 60
+    printed = capsys.readouterr().out
+    assert f"names that valid_names.jsonl of an earlier import has too: {len(held_out)} (" in printed
+    assert "give --valid-share again, or delete the files of valid" in printed
+    run_import(*words, "--valid-share", "0.2")
+    assert "valid_names.jsonl" not in capsys.readouterr().out
+
+
+def test_a_broken_picture_of_a_split_that_is_not_written(
+    many: Path, run_import: RunImport, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("folder", "--image-dir", many)
+    held_out = run_import(*words, "--valid-share", "0.2").names("valid")
+    (many / next(iter(held_out))).write_bytes(b"broken")
+    assert len(run_import(*words, "--bad-rows", "skip", "--max-bad-share", "0.1").images()) == 59
+    assert f"has too: {len(held_out) - 1} (" in capsys.readouterr().out
+
+
+def test_what_is_no_longer_held_out_is_not_remarked(
+    many: Path, run_import: RunImport, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("folder", "--image-dir", many)
+    for name in run_import(*words, "--valid-share", "0.2").names("valid"):
+        (many / name).rename(many / f"{name}.away")
+    add(many, "new.jpg", saved(photo((12, 8)), "JPEG"))
+    run_import(*words, "--split", "valid")
+    for path in [*many.rglob("*.away")]:
+        path.rename(path.with_suffix(""))
+    capsys.readouterr()
+    rows = (many.parent / "out" / "valid_names.jsonl").read_text().splitlines()
+    removed = [json.loads(row)["name"] for row in rows if "removed" in row]
+    assert removed
+    keep = many.parent / "again"
+    add(keep, removed[0], (many / removed[0]).read_bytes())
+    run_import("folder", "--image-dir", keep)
+    assert "valid_names.jsonl" not in capsys.readouterr().out
 
 
 def test_straight_to_lmdb(many: Path, run_import: RunImport) -> None:

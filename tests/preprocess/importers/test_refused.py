@@ -187,7 +187,7 @@ def test_bytes_in_a_parquet_that_are_no_text(
     images = pyarrow.array([encode_picture(1), encode_picture(2)], pyarrow.binary())
     parquet.write_table(pyarrow.table({"image": images, "caption": captions}), tmp_path / "a.parquet")
     words = ("parquet", "--files", tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"a\.parquet row 1: it cannot be read .*utf-8"):
+    with pytest.raises(DataError, match=r"a\.parquet row 2: it cannot be read .*utf-8"):
         run_import(*words)
     assert list(run_import(*words, *SKIP).by_name()) == ["a.parquet#0"]
 

@@ -161,7 +161,7 @@ def test_parquet_of_img2dataset(tmp_path: Path, run_import: RunImport, encode_pi
         status=["success", "success", "failed_to_download", "success"],
         jpg=pyarrow.array([*pictures[:2], None, pictures[2]], pyarrow.binary()),
     )
-    with pytest.raises(DataError, match=r"00000\.parquet row 2, column txt: it is empty"):
+    with pytest.raises(DataError, match=r"00000\.parquet row 3, column txt: it is empty"):
         run_import("parquet", "--files", tmp_path / "p")
     words = ("--files", tmp_path / "p", "--bad-rows", "skip", "--max-bad-share", "0.5")
     out = run_import("parquet", *words)
@@ -189,7 +189,7 @@ def test_parquet_of_hugging_face(
         tmp_path / "p" / "train-00000-of-00001.parquet", **hf_columns(encode_picture, 9, "鞋/3.jpg")
     )
     with pytest.raises(
-        DataError, match="row 1, column image: it has the path '鞋/3.jpg' only; give .* --image-dir"
+        DataError, match="row 2, column image: it has the path '鞋/3.jpg' only; give .* --image-dir"
     ):
         run_import("parquet", "--files", tmp_path / "p")
     out = run_import("parquet", "--files", tmp_path / "p", "--image-dir", pictures)
@@ -202,8 +202,12 @@ def test_parquet_of_hugging_face(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "no column has a usual name; set --image-column to one of: bild, wort, text, txt"),
-        (("--image-column", "bild"), "several columns could be meant; set --caption-column"),
+        (
+            (),
+            r"no column has a usual name, several columns could be meant \(text, txt\); "
+            "set --image-column and --caption-column, each to one of: bild, wort, text, txt",
+        ),
+        (("--image-column", "bild"), r"several columns could be meant \(text, txt\); set --caption-column"),
         (("--image-column", "bilt"), "there is no column 'bilt'"),
         (
             ("--image-column", "bild", "--caption-column", "wort", "--name-column", "n"),
@@ -271,6 +275,20 @@ def test_a_saved_data_set_of_splits(
     assert list(out.images("train").values())[0] == encode_picture(0)
     assert list(out.images("valid").values())[0] == encode_picture(1)
     assert not set(out.images("train")) & set(out.images("valid"))
+    both = out.content()
+    for name in ("valid", "validation"):
+        out = run_import(
+            "hf-datasets",
+            "--data-dir",
+            tmp_path / "saved",
+            "--image-dir",
+            pictures,
+            "--splits",
+            f"train,{name}",
+        )
+        assert out.content() == both
+    with pytest.raises(ConfigError, match="has no 'test'; there are train, valid"):
+        run_import("hf-datasets", "--data-dir", tmp_path / "saved", "--splits", "test")
     with pytest.raises(ConfigError, match="--valid-share: .* has splits of its own"):
         run_import("hf-datasets", "--data-dir", tmp_path / "saved", "--valid-share", "0.1")
 
