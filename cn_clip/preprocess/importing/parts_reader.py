@@ -110,7 +110,7 @@ def too_many_bad(position: Position, source: Source, options: RunOptions, *, is_
         share += num_bad / num_items
     if share <= options.max_bad_share:
         return None
-    faults = [f"{position.num_broken} of {num_parts} shards are broken"] if position.num_uncounted else []
+    faults = [f"{position.num_broken} of {num_parts} shards are broken"] if position.num_broken else []
     if num_bad:
         or_lost = " or lost" if position.num_lost else ""
         faults.append(f"{num_bad} of {num_items} pictures and captions are bad{or_lost}")
