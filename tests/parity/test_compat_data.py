@@ -304,7 +304,7 @@ def test_an_undecodable_picture_is_named(tmp_path: Path) -> None:
     with SplitWriter(tmp_path / "split") as writer:
         writer.add_image(44, b"no picture")
         writer.add_pair(44, 1, "x")
-    with pytest.raises(DataError, match=r"pair 0 of .*, picture 44: 10 bytes"):
+    with pytest.raises(DataError, match=r"pair 0 of .*, picture 44: its 10 bytes"):
         training_data.LMDBDataset(str(tmp_path / "split"))[0]
     with pytest.raises(DataError, match="picture 44 of "):
         eval_data.EvalImgDataset(str(tmp_path / "split" / "imgs"))[0]
