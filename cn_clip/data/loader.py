@@ -149,7 +149,11 @@ def explained_worker_death() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
+        if "shared memory" in str(error) and "killed by signal" not in str(error):
+            raise DataError(
+                f"the loader processes have no room left in shared memory: {_SHARED_MEMORY}"
+            ) from error
         found = _DEATH.search(str(error))
         if found is None:
             raise
@@ -162,11 +166,11 @@ def explained_worker_death() -> Iterator[None]:
 
 
 _OUT_OF_MEMORY = "most often memory ran out; lower data.num_workers, data.prefetch or train.batch_size, and run the same command again"
+_SHARED_MEMORY = "enlarge /dev/shm (docker run --shm-size=8g), or lower data.num_workers, data.prefetch or train.batch_size"
 _DEATH = re.compile(r"DataLoader worker \(pid\S* ([0-9, ]+)\)")
 _CAUSES = {
     "Killed": f"it was killed (signal 9): {_OUT_OF_MEMORY}",
-    "Bus error": "a bus error: the shared memory is full (enlarge /dev/shm, or lower data.num_workers or data.prefetch), or "
-    "a data.mdb was cut while it was read",
+    "Bus error": f"a bus error: the shared memory is full ({_SHARED_MEMORY}), or a data.mdb was cut while it was read",
     "Segmentation fault": "a segmentation fault in a decoder or the store: find the picture with cn-clip inspect",
     "Terminated": "it was told to end (signal 15)",
 }

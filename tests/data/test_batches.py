@@ -32,14 +32,16 @@ def pairs() -> list[Pair]:
     ]
 
 
-def test_pictures_keep_their_order_of_dimensions() -> None:
+def test_pictures_lie_in_one_order_of_memory_whatever_the_first_one_has() -> None:
     rng = torch.Generator().manual_seed(0)
     planes = [torch.randint(0, 256, (3, 5, 4), dtype=torch.uint8, generator=rng) for _ in range(3)]
     pixels = [plane.permute(1, 2, 0).contiguous().permute(2, 0, 1) for plane in planes]
     for given in (planes, pixels, [pixels[0], *planes[1:]], [planes[0], *pixels[1:]]):
         batch = stack_pictures(given)
         assert torch.equal(batch, torch.stack(planes))
-        assert batch[0].stride() == given[0].stride()
+        assert batch[0].stride() == pixels[0].stride()
+    floats = [plane.float() for plane in planes]
+    assert stack_pictures(floats)[0].stride() == floats[0].stride()
 
 
 class Stacks(Dataset[Tensor]):

@@ -147,6 +147,24 @@ def test_a_killed_worker_is_reported_with_its_cause(
         sampled(memory_pairs(deadly=7), num_workers=1)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("the shared memory is full (enlarge /dev/shm)"),
+        RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
+        ),
+    ],
+)
+def test_full_shared_memory_is_told_with_what_to_do(error: Exception) -> None:
+    """As torch hands on what a worker met; containers have 64 MB of it unless told otherwise."""
+    with (
+        pytest.raises(DataError, match=r"shared memory: enlarge /dev/shm .*num_workers"),
+        explained_worker_death(),
+    ):
+        raise error
+
+
 def test_other_errors_pass_unchanged() -> None:
     with pytest.raises(RuntimeError, match="^something else$"), explained_worker_death():
         raise RuntimeError("something else")
