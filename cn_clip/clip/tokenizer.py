@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VOCAB_PATH = Path(__file__).with_name("vocab.txt")
-PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
+UNKNOWN, START, END = "[UNK]", "[CLS]", "[SEP]"
 CONTEXT_LENGTH = 52
 """Tokens of a caption in every published model, [CLS] and [SEP] included."""
 MAX_WORD_CHARACTERS = 200

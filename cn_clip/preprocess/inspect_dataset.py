@@ -19,6 +19,7 @@ from pathlib import Path
 
 from cn_clip.errors import ConfigError, DataError, run_door
 from cn_clip.files import write_atomically
+from cn_clip.preprocess.splits.in_order import num_cores
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -75,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--workers",
         type=int,
-        default=_num_cores(),
+        default=num_cores(),
         metavar="N",
         help="processes (default: the cores, %(default)s here)",
     )
@@ -116,12 +117,6 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(sorted({int(word) for word in text.split(",")}))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a comma list of whole numbers") from error
-
-
-def _num_cores() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _require_writable(path: Path) -> None:
