@@ -144,6 +144,11 @@ def build(cls: type[Section], settings: Settings, resolve: Resolver, where: str 
                 raw = {"type": field.default, **raw}  # `--set loss.gather=false` alone means the default loss
             optional = raw is None and field.default is None
             values[name] = None if optional else _part(field.metadata["part"], raw, resolve, path)
+        elif "named_parts" in field.metadata:
+            given = settings.get(name)
+            values[name] = _named_parts(
+                field.metadata["named_parts"], {} if given is None else given, resolve, path
+            )
         elif "parts" in field.metadata and name in settings:
             values[name] = _weighted_parts(field.metadata["parts"], settings[name], resolve, path)
         elif name in settings:
@@ -200,8 +205,18 @@ def _weighted_parts(kind: str, raw: Any, resolve: Resolver, path: str) -> tuple[
     return tuple(parts)
 
 
+def _named_parts(kind: str, raw: Any, resolve: Resolver, path: str) -> dict[str, Part]:
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{path} is {raw!r}; give names, each with a `type`")
+    return {str(name): _part(kind, settings, resolve, f"{path}.{name}") for name, settings in raw.items()}
+
+
 def _convert(hint: Any, value: Any, resolve: Resolver, path: str) -> Any:
     origin, choices = get_origin(hint), get_args(hint)
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path} is {value!r}; give settings by name")
+        return {str(name): item for name, item in value.items()}
     if origin in (Union, types.UnionType):
         if value is None and type(None) in choices:
             return None
@@ -272,8 +287,10 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
     if not isinstance(value, Part):
         return to_plain(value) if dataclasses.is_dataclass(value) else value
     weight = {"weight": value.weight} if isinstance(value, WeightedPart) and value.weight is not None else {}

@@ -39,6 +39,11 @@ def parts(kind: str) -> Any:  # Any: as in `part`
     return field(metadata={"parts": kind})
 
 
+def named_parts(kind: str) -> Any:  # Any: as in `part`
+    """Field of type `Mapping[str, Part]`: choices from the folder `kind`, each under a name; none by default."""
+    return field(default_factory=dict, metadata={"named_parts": kind})
+
+
 def number(default: float | None, *, at_least: float | None = None, below: float | None = None) -> Any:
     """Field of a number inside these bounds (null passes where the type allows it); `load.build` checks them."""
     return field(default=default, metadata={"at_least": at_least, "below": below})
@@ -76,16 +81,32 @@ class Model:
     """OpenAI-CLIP file to start the image tower from."""
     text_weights: str | None = None
     """BERT file to start the text tower from."""
+    image_px: int | None = number(None, at_least=1)
+    """Side of the pictures; null is the tower's own. Position embeddings are resized to it."""
     freeze_image: bool = False
     """Train the text tower only; BatchNorm of a frozen ResNet keeps its statistics."""
+    freeze_text: bool = False
+    """Train the image tower only; the projection of the text features is the text tower's."""
+    freeze_image_blocks: int = number(0, at_least=0)
+    """First blocks of the image tower, with what stands before them, that are left as they are."""
+    freeze_text_blocks: int = number(0, at_least=0)
+    """First blocks of the text tower, with its embeddings, that are left as they are."""
     mask_ratio: float = number(0.0, at_least=0, below=1)
     """Share of image patches left out in training (FLIP, arXiv:2212.00794); ViT only, 0 <= ratio < 1."""
+    mask_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How `mask_ratio` goes to 0 over the masked part of a stage; `constant` keeps it."""
+    unmasked_share: float = number(0.0, at_least=0, below=1)
+    """Last share of a stage's steps that is trained on whole pictures (the unmasked tuning of FLIP)."""
     recompute: bool = False
     """Recompute each block in the backward pass to save memory (gradient checkpointing)."""
+    compile: bool = False
+    """Compile each block of both towers (`torch.compile`)."""
     channels_last: bool = False
     """Lay out the image tower's convolutions channels-last in memory: faster for ResNet, equal up to rounding."""
     flash_attention: bool = False
-    """Kept for the reference's flag: torch takes its own flash kernel wherever one fits, with and without this."""
+    """The reference's flag: says which kernel the image tower's attention gets, and warns where no flash kernel fits."""
+    attention: Literal["auto", "flash", "flash_attn"] = "auto"
+    """Kernel of the image tower's attention: torch's choice; torch's flash kernel or an error; or the flash-attn package."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +115,12 @@ class Data:
     """Training pairs, for example `{type: lmdb_pairs, path: $DATAPATH/lmdb/train}`."""
     valid: Part | None = part("pairs", None)
     """Validation pairs; null trains without validation."""
+    valid_sets: Mapping[str, Part] = named_parts("pairs")
+    """More validation pairs by name, for example `{muge: {type: lmdb_pairs, path: ...}}`."""
+    hard_negatives: int = number(0, at_least=0)
+    """Wrong captions taken from each pair's `hard_negatives`, at most; each stands against all pictures of the batch."""
+    feature_cache: str | None = None
+    """Folder for the features of a frozen image tower, computed once (`auto`: in the run's folder); null is none."""
     augment: Part = part("augment", "none")
     """Changes to training pictures."""
     transform: Literal["exact", "fast"] = "fast"
@@ -120,8 +147,18 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
+    type: str = "adamw"
+    """`adamw` (torch's, fused), or one of timm's optimizers by its name there, for example `lamb` or `lion`."""
     lr: float | None = number(None, at_least=0)
     """Peak learning rate; null takes the image tower's own (5e-4, ViT-L 4e-4)."""
+    image_lr: float | None = number(None, at_least=0)
+    """Peak learning rate of the image tower; null is `lr`."""
+    text_lr: float | None = number(None, at_least=0)
+    """Peak learning rate of the text tower and its projection; null is `lr`."""
+    image_layer_decay: float = number(1.0, at_least=0)
+    """Factor of the learning rate from each block of the image tower to the one before it; 1 is the same for all."""
+    text_layer_decay: float = number(1.0, at_least=0)
+    """The same for the text tower."""
     beta1: float | None = number(None, at_least=0, below=1)
     """AdamW; null takes the image tower's own (0.9)."""
     beta2: float | None = number(None, at_least=0, below=1)
@@ -129,9 +166,46 @@ class Optim:
     eps: float | None = number(None, at_least=0)
     """AdamW; null takes the image tower's own (ViT 1e-6, ResNet 1e-8)."""
     weight_decay: float = number(0.2, at_least=0)
-    """Of every parameter whose name has none of `bn`, `ln`, `bias`, `logit_scale`."""
+    """Of the parameters that `decay` names."""
+    image_weight_decay: float | None = number(None, at_least=0)
+    """Of the image tower; null is `weight_decay`."""
+    text_weight_decay: float | None = number(None, at_least=0)
+    """Of the text tower and its projection; null is `weight_decay`."""
+    decay: Literal["reference", "matrices"] = "reference"
+    """`reference` decays what has none of `bn`, `ln`, `bias`, `logit_scale` in its name, so BERT's norms and embeddings
+    too; `matrices` decays weights of two and more dimensions, without embeddings."""
     warmup_steps: int = number(500, at_least=0)
-    """Optimizer steps of linear warm-up; a cosine to 0 follows."""
+    """Optimizer steps of linear warm-up; the schedule follows."""
+    schedule: Literal["cosine", "constant", "cooldown"] = "cosine"
+    """After the warm-up: half a cosine to `end_lr`; the peak; or the peak, then a straight line to `end_lr`."""
+    cooldown_steps: int = number(0, at_least=0)
+    """Last steps of `cooldown`."""
+    end_lr: float = number(0.0, at_least=0)
+    """Learning rate at the end of the schedule; towers with a rate of their own end at the same share of it."""
+    horizon: Literal["stage", "run"] = "stage"
+    """What warm-up and schedule stretch over: each stage anew, or all stages together."""
+    max_norm: float | None = number(None, at_least=0)
+    """Norm that the gradients of a step are scaled down to (gradient clipping); null is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ema:
+    decay: float | None = number(None, at_least=0, below=1)
+    """Of an average of the weights over steps, which is validated and saved; null is none."""
+    warmup: bool = True
+    """Begin with a quicker average: decay min(decay, (1 + step) / (10 + step))."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    image_rank: int = number(0, at_least=0)
+    """Rank of the adapters (LoRA, arXiv:2106.09685) in the image tower, whose own weights are then frozen; 0 is none."""
+    text_rank: int = number(0, at_least=0)
+    """The same for the text tower."""
+    alpha: float | None = number(None, at_least=0)
+    """Adapters count `alpha / rank`; null is 2."""
+    dropout: float = number(0.0, at_least=0, below=1)
+    """Of what goes into the adapters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +221,17 @@ class Train:
     precision: Literal["amp", "amp_bf16", "bf16", "fp16", "fp32"] = "amp"
     """`amp` autocasts to fp16 with a gradient scaler on CUDA and to bf16 elsewhere; `amp_bf16` autocasts to bf16;
     `bf16` and `fp16` hold the weights in that type; `fp32` computes in full precision."""
+    randomness: Literal["pair", "micro_batch"] = "pair"
+    """What dropout and FLIP masks depend on: each pair's place in the global batch, however it is cut; or the micro-batch,
+    with torch's own kernels."""
+    text_groups: int = number(1, at_least=1)
+    """Groups of like length that the captions of a micro-batch are encoded in, each without the others' padding."""
+    encode_once: bool = True
+    """Encode a picture or caption that comes twice in a micro-batch once, where nothing random could tell them apart."""
+    on_out_of_memory: Literal["halve", "stop"] = "halve"
+    """What running out of memory does: halve the micro-batch and repeat the step, or end the run."""
+    max_bad_steps: int = number(10, at_least=0)
+    """Steps in a row that are skipped for a loss or gradient that is not finite; one more ends the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +242,12 @@ class Validate:
     """Optimizer steps between validations; null is off."""
     every_epochs: int | None = number(1, at_least=1)
     """Epochs between validations; null is off."""
+    recall: bool = True
+    """Rank all pictures and captions of each set against each other, whatever the batch, several right ones included."""
+    recall_at: tuple[int, ...] = (1, 5, 10)
+    """The k of recall@k."""
+    max_pairs: int | None = number(None, at_least=1)
+    """Pairs of each set that recall is taken over, the first ones; null is all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +258,19 @@ class Checkpoint:
     """Epochs between `epoch{E}.pt` files; the last epoch is always saved."""
     every_steps: int | None = number(None, at_least=1)
     """Optimizer steps between `epoch_{E}_{S}.pt` files; null is off."""
+    every_minutes: float | None = number(None, at_least=0)
+    """Minutes between writings of `epoch_latest.pt` alone; null is off."""
+    keep_last: int | None = number(None, at_least=1)
+    """Newest files of `every_epochs` and `every_steps` that are kept, the older ones deleted; null keeps all."""
+    best: str | None = None
+    """Validation number whose best value is kept as `best.pt`, for example `mean_recall`, or `muge/mean_recall` of a named
+    set; null keeps none."""
+    asynchronous: bool = True
+    """Write files in the background while training goes on."""
+    safetensors: bool = False
+    """Write the weights alone as `.safetensors` beside each `.pt`."""
+    sharded: bool = False
+    """Each rank writes its part of a folder (`torch.distributed.checkpoint`) for resuming, in place of one whole file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,10 +281,28 @@ class Log:
     """Add the accuracy inside the batch, both ways, to the train line."""
     tensorboard: bool = True
     """Write loss, learning rate, scale and throughput for TensorBoard into the run folder."""
+    wandb: str | None = None
+    """Weights & Biases project to send the same numbers to; null is none. Needs `pip install wandb`."""
+    diagnostics: bool = True
+    """Add what the loss sees of a batch: effective negatives, suspected false negatives with their ids, modality gap."""
+    summary: bool = True
+    """Write `summary.md` with plots when the run ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parallel:
+    engine: Literal["ddp", "fsdp", "zero1", "zero2", "zero3"] = "ddp"
+    """What joins the ranks: whole copies (DDP), sharded weights (FSDP2), or DeepSpeed's ZeRO."""
+    reshard: bool = True
+    """FSDP2 frees a block's whole weights after its forward pass and gathers them again; false keeps them."""
+    shard_ranks: int | None = number(None, at_least=1)
+    """FSDP2: ranks that share one copy of the weights, for example those of a node (HSDP); null is all."""
+    sync: Literal["step", "micro_batch"] = "step"
+    """FSDP2: gradients meet once a step, or after each micro-batch, with sharded gradients in between."""
+    deepspeed_config: str | None = None
+    """JSON of DeepSpeed settings laid over those of `engine` (ZeRO only)."""
+    timeout_minutes: float = number(30.0, at_least=0)
+    """How long a rank waits for the others before the run ends with a message."""
     sync_batchnorm: bool = False
     """BatchNorm statistics over all ranks (SyncBatchNorm; CUDA only)."""
 
@@ -188,11 +310,15 @@ class Parallel:
 @dataclass(frozen=True, kw_only=True)
 class Distill:
     enabled: bool = False
-    """Learn from a teacher's image features too."""
+    """Learn from a teacher too."""
     teacher: str | None = None
-    """Checkpoint of the teacher."""
+    """Checkpoint of ours or of the reference, Hugging Face folder, folder of cached features, or ModelScope name."""
     weight: float = number(0.5, at_least=0)
     """Of the distillation loss beside the contrastive one."""
+    type: Literal["features", "similarity"] = "features"
+    """Learn the teacher's image features (cosine), or its similarities of all pairs of the batch."""
+    width: Literal["project", "interpolate"] = "project"
+    """Where teacher and student have features of other widths: a learned linear map, or the reference's resizing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,15 +326,19 @@ class TrainConfig:
     run: Run = field(default_factory=Run)
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
+    lora: Lora = field(default_factory=Lora)
     loss: Part = part("pair_loss", "contrastive")
     """What pulls pairs together; settings of the chosen loss stand beside `type`."""
     optim: Optim = field(default_factory=Optim)
+    ema: Ema = field(default_factory=Ema)
     train: Train = field(default_factory=Train)
     validate: Validate = field(default_factory=Validate)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     log: Log = field(default_factory=Log)
     parallel: Parallel = field(default_factory=Parallel)
     distill: Distill = field(default_factory=Distill)
+    stages: tuple[Mapping[str, Any], ...] = ()
+    """Stages of the run, one after the other, each with `epochs` or `steps`, a `name`, and settings laid over the others."""
 
 
 Settings = Mapping[str, Any]
