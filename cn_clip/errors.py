@@ -6,7 +6,8 @@ CnClipError
 ├── WeightsError   a checkpoint or tower file: missing, unreadable, of another architecture
 ├── DeviceError    a device, kernel or precision this machine does not have
 ├── LaunchError    ranks that cannot meet: ports, addresses, world sizes
-└── TrainingError  a run that cannot sensibly go on: its loss is no number any more
+├── TrainingError  a run that cannot sensibly go on: its loss is no number any more
+└── Preempted      a run that was asked to stop, and has saved where it stands
 """
 
 from __future__ import annotations
@@ -47,7 +48,12 @@ class TrainingError(CnClipError):
     """A run cannot sensibly go on."""
 
 
+class Preempted(CnClipError):  # noqa: N818  # nobody made a mistake
+    """A signal asked the run to stop; it has saved, and the same command goes on."""
+
+
 EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 
@@ -55,6 +61,8 @@ def run_door(main: Callable[[], object]) -> NoReturn:
     """Run a command and end the process: 0, or one sentence on stderr and another exit code."""
     try:
         main()
+    except Preempted as stopped:
+        _end(str(stopped), EXIT_PREEMPTED)
     except CnClipError as error:
         _end(f"error: {error}", EXIT_USER_ERROR)
     except BrokenPipeError:  # `… | head`: the reader left, which is not our failure

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -57,6 +57,20 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Negatives:
+    """Wrong captions that come with the pairs of a micro-batch: K = B·k, those of pair i at [i·k, (i + 1)·k)."""
+
+    tokens_KL: Tensor
+    keys_K: Tensor
+    """Hash of each caption's text."""
+    is_filler_K: Tensor
+    """Where a pair has fewer than k: such a caption counts nowhere."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Negatives:
+        return Negatives(change(self.tokens_KL), change(self.keys_K), change(self.is_filler_K))
+
+
+@dataclass(frozen=True)
 class PairBatch:
     """A micro-batch."""
 
@@ -70,6 +84,8 @@ class PairBatch:
     positions_B: Tensor
     replaced: tuple[str, ...] = ()
     """What could not be read: a reason for each pair another one stands in for."""
+    negatives: Negatives | None = None
+    """Hard negatives of the pairs, as many for each."""
 
     def __len__(self) -> int:
         return len(self.positions_B)
@@ -83,7 +99,8 @@ class PairBatch:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> PairBatch:
         """The batch with every tensor changed alike."""
-        return PairBatch(
+        return replace(
+            self,
             images_BCHW=change(self.images_BCHW),
             tokens_BL=change(self.tokens_BL),
             image_ids_B=change(self.image_ids_B),
@@ -91,8 +108,22 @@ class PairBatch:
             caption_keys_B=change(self.caption_keys_B),
             pair_ids_B=change(self.pair_ids_B),
             positions_B=change(self.positions_B),
-            replaced=self.replaced,
+            negatives=None if self.negatives is None else self.negatives.each(change),
         )
+
+    def split(self, sizes: Sequence[int], pad_id: int) -> list[PairBatch]:
+        """The batch cut into smaller ones of these sizes, each without padding that only the others need."""
+        starts = [sum(sizes[:number]) for number in range(len(sizes))]
+        return [self._part(start, start + size, pad_id) for start, size in zip(starts, sizes, strict=True)]
+
+    def _part(self, start: int, stop: int, pad_id: int) -> PairBatch:
+        negatives, num = self.negatives, len(self)
+        part = replace(self, negatives=None).each(lambda rows_B: rows_B[start:stop])
+        if negatives is not None:
+            each = len(negatives.keys_K) // num
+            negatives = negatives.each(lambda rows_K: rows_K[start * each : stop * each])
+            negatives = replace(negatives, tokens_KL=trim_padding(negatives.tokens_KL, pad_id))
+        return replace(part, tokens_BL=trim_padding(part.tokens_BL, pad_id), negatives=negatives, replaced=())
 
 
 @dataclass(frozen=True)

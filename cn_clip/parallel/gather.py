@@ -5,8 +5,10 @@ Shapes: W ranks, R rows of this rank, N = W·R rows of all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -51,3 +53,12 @@ def from_main(value: Plain, ranks: Ranks) -> Plain:
     box = [value]
     dist.broadcast_object_list(box, src=0, device=ranks.device if ranks.device.type == "cuda" else None)
     return box[0]
+
+
+def any_rank(flags: Sequence[bool], ranks: Ranks) -> list[bool]:
+    """Which of the flags is raised on at least one rank."""
+    if ranks.world_size == 1:
+        return list(flags)
+    raised = torch.tensor([int(flag) for flag in flags], dtype=torch.int32, device=ranks.device)
+    dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+    return [bool(flag) for flag in raised.tolist()]

@@ -35,9 +35,17 @@ class Precision:
         """Backpropagate, scaled where fp16 gradients would underflow; call it outside `autocast`."""
         self.scaler.scale(scalar).backward()
 
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make the optimizer's gradients true ones, once a step."""
+        self.scaler.unscale_(optimizer)
+
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """One optimizer step from true gradients; a step with fp16 overflow is left out."""
+        """One optimizer step from the gradients that were unscaled."""
         self.scaler.step(optimizer)
+        self.scaler.update()
+
+    def skip(self) -> None:
+        """No step: the gradients that were unscaled are not finite. fp16 goes on with a smaller scale."""
         self.scaler.update()
 
     def state_dict(self) -> dict[str, Any]:  # Any: torch's own state of the scaler

@@ -1,43 +1,46 @@
-"""The order in which a model is wrapped, known here alone: SyncBatchNorm, recompute, DDP. No wrapper changes a key."""
+"""The order in which a model is wrapped, known here alone: SyncBatchNorm, recompute, compile, engine. No wrapper changes a key."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Generic, TypeVar
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from cn_clip.config.schema import Parallel
 from cn_clip.errors import DeviceError
+from cn_clip.parallel.engines import Engine, Model
+from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks
+from cn_clip.parallel.recompute import recompute_blocks
 
-Model = TypeVar("Model", bound=nn.Module)
+MODULES = {"ddp": "ddp", "fsdp": "fsdp", "zero1": "zero", "zero2": "zero", "zero3": "zero"}
+"""`parallel.engine` -> module of `cn_clip/parallel/engines/`."""
 
 
-class ParallelModel(Generic[Model]):
-    """A model and the engine that averages its gradients over ranks."""
-
-    def __init__(self, model: Model, settings: Parallel, ranks: Ranks) -> None:
-        if settings.sync_batchnorm:
-            _sync_batchnorm(model, ranks)
-        self.module = model.to(ranks.device)
-        self.ranks = ranks
-        self._engine: nn.Module = self.module
-        if ranks.world_size > 1:
-            self._engine = DistributedDataParallel(
-                self.module, device_ids=[ranks.local_rank] if ranks.device.type == "cuda" else None
-            )
-
-    def __call__(self, *inputs: Any, **options: Any) -> Any:  # Any: the model's own forward
-        return self._engine(*inputs, **options)
-
-    def without_sync(self) -> AbstractContextManager[Any]:  # Any: what DDP's context yields is not used
-        """Forward and backward inside leave this rank's gradients its own; the next backward outside averages all."""
-        if isinstance(self._engine, DistributedDataParallel):
-            return self._engine.no_sync()
-        return nullcontext()
+def wrap(
+    model: Model,
+    settings: Parallel,
+    precision: Precision,
+    ranks: Ranks,
+    *,
+    blocks: Sequence[nn.Module] = (),
+    recompute: bool = False,
+    compile: bool = False,
+) -> Engine[Model]:
+    """The model under the engine of the settings; its `blocks` recomputed and compiled one by one where asked."""
+    if settings.sync_batchnorm:
+        _sync_batchnorm(model, ranks)
+    if recompute:
+        recompute_blocks(blocks)
+    if compile:
+        for block in blocks:
+            # not torch.compile(block): that adds `_orig_mod.` to the keys
+            block.compile()
+    engine = importlib.import_module(f"cn_clip.parallel.engines.{MODULES[settings.engine]}")
+    built: Engine[Model] = engine.build(model, settings, precision, ranks)
+    return built
 
 
 def _sync_batchnorm(model: nn.Module, ranks: Ranks) -> None:
@@ -71,7 +74,7 @@ def freeze(module: nn.Module) -> None:
         parameter.requires_grad_(False)
 
 
-def set_training_mode(model: nn.Module, frozen: list[nn.Module]) -> None:
+def set_training_mode(model: nn.Module, frozen: Sequence[nn.Module]) -> None:
     """Training mode for all, except BatchNorm of the frozen modules."""
     model.train()
     for module in frozen:

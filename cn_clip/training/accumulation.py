@@ -4,7 +4,8 @@ All micro-batches are encoded without gradient, the loss of the gathered feature
 micro-batch is encoded again to backpropagate <features, dLoss/dfeatures>. The last micro-batch keeps its graph from the
 first pass, so the overhead is (A - 1)/A of a forward pass, not one whole. Parameter gradients meet once a step.
 
-Letters: A micro-batches of this rank, m pairs of each, R = A·m, W ranks, N = W·R, E embedding.
+Letters: A micro-batches of this rank, m pairs of each, R = A·m, W ranks, N = W·R, E embedding. With k hard negatives a
+pair, a micro-batch has T = m·(1 + k) captions: those of its pairs, then the wrong ones.
 """
 
 from __future__ import annotations
@@ -16,135 +17,131 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cn_clip.data.batches import PairBatch
-from cn_clip.losses.pair import PairGradients, PairIds, PairLoss
-from cn_clip.parallel.gather import gather_rows, sum_over_ranks, sum_rows_to_owner
-from cn_clip.parallel.precision import Precision
-from cn_clip.parallel.ranks import Ranks
-from cn_clip.parallel.wrap import ParallelModel, batch_statistics_only
-
-
-@dataclass(frozen=True)
-class Features:
-    """What the model says of one micro-batch: unit features (m, E) and the factor of the cosine ()."""
-
-    image: Tensor
-    text: Tensor
-    scale: Tensor
-
-
-@dataclass(frozen=True)
-class GlobalLoss:
-    """Loss of the global batch and its derivatives for this rank's R pairs, complete."""
-
-    loss: Tensor
-    image_RE: Tensor
-    text_RE: Tensor
-    scale: Tensor
-    image_accuracy: Tensor
-    text_accuracy: Tensor
-
+from cn_clip.parallel.engines import Engine
+from cn_clip.parallel.gather import any_rank
+from cn_clip.parallel.wrap import batch_statistics_only
+from cn_clip.training.global_loss import Features, GlobalLoss
+from cn_clip.training.out_of_memory import MicroBatchTooLargeError, is_out_of_memory
 
 Encode = Callable[[int], Features]
 """Number of a micro-batch -> its features; twice the same number meets the same dropout and masks."""
+LossOf = Callable[[Sequence[Features] | None], GlobalLoss]
+"""Features of this rank's micro-batches -> the loss of all; None: this rank ran out of memory, and tells the others.
+
+Raises MicroBatchTooLargeError on every rank where one of them did.
+"""
 
 
-def accumulate(
-    encode: Encode,
-    num_batches: int,
-    loss_of: Callable[[Sequence[Features]], GlobalLoss],
-    model: ParallelModel[Any],  # Any: only `nn.Module` is asked of it, and Generic is invariant
-    precision: Precision,
-    tower_share: float = 1.0,
-) -> GlobalLoss:
-    """Add the gradients of the mean loss over the global batch to the parameters; features may lack gradients.
+@dataclass(frozen=True, kw_only=True)
+class Accumulation:
+    """How one rank turns its micro-batches into gradients."""
 
-    `tower_share` scales the gradients of the towers but not of the logit scale (1: exact).
-    """
-    world_size = model.ranks.world_size
+    engine: Engine[Any]  # Any: only `nn.Module` is asked of the model, and Generic is invariant
+    sizes: Sequence[int]
+    """Pairs of each micro-batch."""
+    tower_share: float = 1.0
+    """Scales the gradients of the towers but not of the logit scale (1: exact)."""
+    survives_shortage: bool = True
+    """Running out of memory becomes MicroBatchTooLargeError on every rank."""
 
-    def backward(features: Features, number: int, loss: GlobalLoss, with_scale: bool) -> None:
-        rows = slice(number * len(features.image), (number + 1) * len(features.image))
-        surrogate = _inner(features.image, loss.image_RE[rows]) + _inner(features.text, loss.text_RE[rows])
-        surrogate = surrogate * tower_share
-        # Each rank knows the scale's whole gradient: it adds 1/W of it, once, where the gradients meet.
-        surrogate = surrogate + features.scale * (loss.scale / world_size if with_scale else 0.0)
-        if surrogate.requires_grad:  # a frozen tower with a frozen scale has nothing to learn from
-            # The engine averages over W; the loss asks for the sum.
-            precision.backward(world_size * surrogate)
+    def run(self, encode: Encode, loss_of: LossOf) -> GlobalLoss:
+        """Add the gradients of the mean loss over the global batch to the parameters; features may lack gradients."""
+        if self.engine.ranks.world_size == 1 and self.survives_shortage:
+            return self._alone(encode, loss_of)
+        return self._one(encode, loss_of) if len(self.sizes) == 1 else self._many(encode, loss_of)
 
-    if num_batches == 1:
-        features = encode(0)
-        loss = loss_of([features])
-        backward(features, 0, loss, with_scale=True)
+    def rehearse(self, encode: Encode) -> None:
+        """Forward and backward of micro-batch 0 for their memory alone: adds zeros to the gradients.
+
+        Raises MicroBatchTooLargeError on every rank where one of them ran out of memory.
+        """
+
+        def work() -> bool:
+            features = encode(0)
+            surrogate = _inner(features.image, torch.zeros_like(features.image))
+            surrogate = (
+                surrogate + _inner(features.text, torch.zeros_like(features.text)) + 0 * features.scale
+            )
+            if surrogate.requires_grad:
+                self.engine.backward(surrogate)
+            return True
+
+        if any_rank([self._tried(work) is None], self.engine.ranks)[0]:
+            raise MicroBatchTooLargeError
+
+    def _alone(self, encode: Encode, loss_of: LossOf) -> GlobalLoss:
+        """One process has nobody to tell: whatever it was doing, it can begin again."""
+        try:
+            return self._one(encode, loss_of) if len(self.sizes) == 1 else self._many(encode, loss_of)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        raise MicroBatchTooLargeError  # outside `except`: the error's traceback would hold the tensors
+
+    def _one(self, encode: Encode, loss_of: LossOf) -> GlobalLoss:
+        features = self._tried(lambda: [encode(0)])
+        loss = loss_of(features)
+        assert features is not None  # else `loss_of` has raised
+        self._backward(features[0], 0, loss, with_scale=True)
         return loss
 
-    last = num_batches - 1
-    with model.without_sync():
-        with torch.no_grad(), batch_statistics_only(model.module):
+    def _many(self, encode: Encode, loss_of: LossOf) -> GlobalLoss:
+        last = len(self.sizes) - 1
+        with self.engine.without_sync():
+            features = self._tried(lambda: self._first_pass(encode, last))
+            loss = loss_of(features)
+            assert features is not None
+            # The kept graph first, still without synchronising: DDP arms its reducer in the forward pass that ran last,
+            # so only a batch that is encoded outside this context may carry the gradients of all.
+            done = self._tried(lambda: self._local_passes(encode, features, loss))
+            if self._shares_shortage and any_rank([done is None], self.engine.ranks)[0]:
+                raise MicroBatchTooLargeError
+        self._backward(encode(last - 1), last - 1, loss, with_scale=True)
+        return loss
+
+    def _first_pass(self, encode: Encode, last: int) -> list[Features]:
+        with torch.no_grad(), batch_statistics_only(self.engine.module):
             cached = [encode(number) for number in range(last)]
-        kept = encode(last)
-        loss = loss_of([*cached, kept])
-        # The kept graph first, still without synchronising: DDP arms its reducer in the forward pass that ran last,
-        # so only a batch that is encoded outside this context may carry the gradients of all.
-        backward(kept, last, loss, with_scale=False)
+        return [*cached, encode(last)]
+
+    def _local_passes(self, encode: Encode, features: list[Features], loss: GlobalLoss) -> bool:
+        last = len(features) - 1
+        self._backward(features[last], last, loss, with_scale=False)
+        features.pop()  # its graph goes before the next one comes
         for number in range(last - 1):
-            backward(encode(number), number, loss, with_scale=False)
-    backward(encode(last - 1), last - 1, loss, with_scale=True)
-    return loss
+            self._backward(encode(number), number, loss, with_scale=False)
+        return True
+
+    @property
+    def _shares_shortage(self) -> bool:
+        return self.survives_shortage and self.engine.ranks.world_size > 1
+
+    def _tried(self, work: Callable[[], Any]) -> Any:  # Any: whatever the work returns
+        """What `work` returns, or None where memory ran out and the other ranks must be told first."""
+        if not self._shares_shortage:
+            return work()
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        return None
+
+    def _backward(self, features: Features, number: int, loss: GlobalLoss, *, with_scale: bool) -> None:
+        start = sum(self.sizes[:number])
+        gradients = loss.rows(start, start + self.sizes[number])
+        surrogate = _inner(features.image, gradients.image) + _inner(features.text, gradients.text)
+        surrogate = surrogate * self.tower_share
+        # Each rank knows the whole gradient of what all pairs share: it adds 1/W of it, once, where the gradients meet.
+        share = 1 / self.engine.ranks.world_size if with_scale else 0.0
+        surrogate = surrogate + features.scale * (loss.scale * share)
+        if features.bias is not None:
+            surrogate = surrogate + features.bias * (loss.bias * share)
+        if features.own_loss is not None:
+            surrogate = surrogate + features.own_loss
+        if surrogate.requires_grad:  # a frozen tower with a frozen scale has nothing to learn from
+            self.engine.backward(surrogate)
 
 
 def _inner(features_mE: Tensor, gradients_mE: Tensor) -> Tensor:
     return (features_mE.float() * gradients_mE).sum()
-
-
-def global_loss(
-    pair_loss: PairLoss,
-    features: Sequence[Features],
-    batches: Sequence[PairBatch],
-    ranks: Ranks,
-    *,
-    gather: bool,
-) -> GlobalLoss:
-    """Loss over the pairs of all ranks (`gather`), or the mean over ranks of the loss inside each."""
-    image_RE = torch.cat([f.image.detach().float() for f in features])
-    text_RE = torch.cat([f.text.detach().float() for f in features])
-    scale = features[-1].scale.detach().float()
-    row_ids = _ids(batches)
-    if not gather:
-        own = pair_loss(image_RE, text_RE, scale, row_ids, row_ids, lambda columns_kN: columns_kN[None])
-        return _local_mean(own, ranks)
-    column_ids = PairIds(*(gather_rows(ids, ranks) for ids in vars(row_ids).values()))
-    text_NE = gather_rows(text_RE, ranks)
-    found = pair_loss(
-        image_RE, text_NE, scale, row_ids, column_ids, lambda columns_kN: gather_rows(columns_kN[None], ranks)
-    )
-    shares = sum_over_ranks(torch.stack([found.loss, found.scale, found.image_hits]), ranks)
-    num_pairs = len(text_NE)
-    return GlobalLoss(
-        loss=shares[0],
-        image_RE=found.image_RE,
-        text_RE=sum_rows_to_owner(found.text_NE, ranks),
-        scale=shares[1],
-        image_accuracy=shares[2] / num_pairs,
-        text_accuracy=found.text_hits / num_pairs,
-    )
-
-
-def _local_mean(own: PairGradients, ranks: Ranks) -> GlobalLoss:
-    world_size, num_rows = ranks.world_size, len(own.image_RE)
-    shares = torch.stack([own.loss, own.scale, own.image_hits / num_rows, own.text_hits / num_rows])
-    loss, scale, image_accuracy, text_accuracy = sum_over_ranks(shares, ranks) / world_size
-    return GlobalLoss(
-        loss, own.image_RE / world_size, own.text_NE / world_size, scale, image_accuracy, text_accuracy
-    )
-
-
-def _ids(batches: Sequence[PairBatch]) -> PairIds:
-    return PairIds(
-        positions=torch.cat([batch.positions_B for batch in batches]),
-        pair_ids=torch.cat([batch.pair_ids_B for batch in batches]),
-        image_ids=torch.cat([batch.image_ids_B for batch in batches]),
-        text_ids=torch.cat([batch.text_ids_B for batch in batches]),
-        caption_keys=torch.cat([batch.caption_keys_B for batch in batches]),
-    )

@@ -17,10 +17,11 @@ from cn_clip.clip.weights import load_image_tower, load_into, load_text_tower, m
 from cn_clip.config.load import build, to_plain
 from cn_clip.config.schema import Model, Settings, TrainConfig
 from cn_clip.errors import ConfigError
+from cn_clip.parallel.engines import Engine
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.parallel.rng import seeded, stable_seed
-from cn_clip.parallel.wrap import ParallelModel, freeze
+from cn_clip.parallel.wrap import freeze, wrap
 
 logger = logging.getLogger(__name__)
 
@@ -87,9 +88,6 @@ def build_clip(settings: Model, seed: int) -> CLIP:
         load_image_tower(model, settings.image_weights)
     if settings.text_weights:
         load_text_tower(model, settings.text_weights)
-    if settings.recompute:
-        model.set_grad_checkpointing()
-        logger.info("Grad-checkpointing activated.")
     if settings.flash_attention and torch.cuda.is_available():
         logger.info("Using FlashAttention.")
     elif settings.flash_attention:
@@ -117,10 +115,20 @@ def frozen_parts(model: CLIP, settings: Model) -> list[nn.Module]:
     return [tower]
 
 
-def parallelize(model: CLIP, config: TrainConfig, precision: Precision, ranks: Ranks) -> ParallelModel[CLIP]:
+def parallelize(model: CLIP, config: TrainConfig, precision: Precision, ranks: Ranks) -> Engine[CLIP]:
     """Model in the run's number type, on the run's device, under the engine that joins its gradients."""
     if precision.weights_dtype is not torch.float32:
         convert_weights(model, precision.weights_dtype)
     if config.model.channels_last:
         cast(nn.Module, model.visual).to(memory_format=torch.channels_last)
-    return ParallelModel(model, config.parallel, ranks)
+    if config.model.recompute:
+        logger.info("Grad-checkpointing activated.")
+    return wrap(
+        model,
+        config.parallel,
+        precision,
+        ranks,
+        blocks=[*model.visual.blocks(), *model.bert.blocks()],
+        recompute=config.model.recompute,
+        compile=config.model.compile,
+    )

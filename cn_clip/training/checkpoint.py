@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import cn_clip
 from cn_clip.clip.weights import load_into, model_weights, optimizer_state_from_reference, read_checkpoint
 from cn_clip.errors import WeightsError
 from cn_clip.files import atomic_path, write_atomically
-from cn_clip.parallel.precision import Precision
+from cn_clip.parallel.engines import Engine
 from cn_clip.training.run_dir import RunDir
 
 logger = logging.getLogger(__name__)
@@ -49,9 +48,7 @@ class Checkpoints:
         self,
         run_dir: RunDir,
         name: str,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        precision: Precision,
+        engine: Engine[Any],  # Any: whatever model it is
         settings: Mapping[str, Any],
         *,
         world_size: int,
@@ -60,7 +57,7 @@ class Checkpoints:
         self._run_dir, self._name = run_dir, name
         self.origin = {"settings": dict(settings), "world_size": world_size}
         """Of this run: what `continuation.differences` compares."""
-        self._model, self._optimizer, self._precision = model, optimizer, precision
+        self._engine = engine
         self._enabled = enabled and run_dir.writes
 
     def save(self, file_name: str | None, position: Position) -> None:
@@ -83,9 +80,9 @@ class Checkpoints:
             "epoch": position.epoch,
             "step": position.step,
             "name": self._name,
-            "state_dict": {f"module.{key}": value for key, value in self._model.state_dict().items()},
-            "optimizer": self._optimizer.state_dict(),
-            "scaler": self._precision.state_dict(),
+            "state_dict": {f"module.{key}": value for key, value in self._engine.model_state().items()},
+            "optimizer": self._engine.optimizer_state(),
+            "scaler": self._engine.precision.state_dict(),
             "cn_clip": {"format": FORMAT, "version": cn_clip.__version__, **self.origin},
         }
         write_atomically(path, lambda file: torch.save(content, file))
@@ -98,7 +95,7 @@ class Checkpoints:
         """
         logger.info("=> begin to load checkpoint '%s'", path)
         checkpoint = read_checkpoint(path)
-        load_into(self._model, model_weights(checkpoint), where=str(path))
+        load_into(self._engine.module, model_weights(checkpoint), where=str(path))
         position = _position(checkpoint, path)
         if with_optimizer:
             if "optimizer" not in checkpoint:
@@ -106,8 +103,10 @@ class Checkpoints:
                     f"{path} has no optimizer state: add --reset-optimizer (run.reset_optimizer=true), or start from "
                     "its weights with model.init_from"
                 )
-            optimizer_state_from_reference(checkpoint["optimizer"], self._optimizer, self._model)
-            self._precision.load_state_dict(checkpoint.get("scaler", {}))
+            optimizer_state_from_reference(
+                checkpoint["optimizer"], self._engine.optimizer, self._engine.module
+            )
+            self._engine.precision.load_state_dict(checkpoint.get("scaler", {}))
             logger.info("=> optimizer state is restored from the checkpoint")
         return position, checkpoint.get("cn_clip", {})
 

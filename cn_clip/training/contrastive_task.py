@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from cn_clip.clip.model import CLIP
 from cn_clip.data.batches import PairBatch
+from cn_clip.errors import DeviceError
 from cn_clip.losses.pair import PairLoss, SharedOptions
-from cn_clip.parallel.precision import Precision
-from cn_clip.parallel.ranks import Ranks
+from cn_clip.parallel.engines import Engine
 from cn_clip.parallel.rng import seeded, stable_seed
-from cn_clip.parallel.wrap import ParallelModel, set_training_mode
-from cn_clip.training.accumulation import Features, GlobalLoss, accumulate, global_loss
+from cn_clip.parallel.wrap import batch_statistics_only, set_training_mode
+from cn_clip.training.accumulation import Accumulation
+from cn_clip.training.global_loss import Features, GlobalLoss, gather_ids, global_loss
+from cn_clip.training.out_of_memory import MicroBatchTooLargeError, free_memory
 from cn_clip.training.task import StepReport
 
+logger = logging.getLogger(__name__)
+
 MAX_LOGIT_SCALE = 4.6052  # ln 100 (arXiv:2103.00020, section 2.5), rounded as the reference rounds it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How micro-batches are encoded."""
+
+    seed: int
+    mask_ratio: Callable[[int], float] = lambda step: 0.0
+    """Optimizer step, from 1 -> share of the patches that are left out."""
+    keyed: bool = True
+    """Dropout and masks follow each pair's place in the global batch; else the micro-batch."""
+    text_groups: int = 1
+    survives_shortage: bool = True
+    """Halve the micro-batch where memory runs out."""
 
 
 class ContrastiveTask:
@@ -24,52 +46,115 @@ class ContrastiveTask:
 
     def __init__(
         self,
-        model: ParallelModel[CLIP],
+        engine: Engine[CLIP],
         pair_loss: PairLoss,
         loss_options: SharedOptions,
-        precision: Precision,
+        encoding: Encoding,
         *,
-        ranks: Ranks,
-        mask_ratio: float,
-        frozen: list[torch.nn.Module],
-        seed: int,
+        frozen: Sequence[nn.Module] = (),
     ) -> None:
-        self.module = model.module
-        self._model, self._pair_loss, self._options, self._precision = (
-            model,
-            pair_loss,
-            loss_options,
-            precision,
+        self.engine, self.module = engine, engine.module
+        self._pair_loss, self._options, self._encoding = pair_loss, loss_options, encoding
+        self._frozen, self._ranks = frozen, engine.ranks
+        self._pieces = 1
+        """What each micro-batch of the loader is cut into; only memory decides."""
+        self._fits = engine.ranks.world_size == 1 or not encoding.survives_shortage
+        """Whether micro-batches of this size have gone through forward and backward, or need not be tried."""
+
+    def accumulate_gradients(
+        self, batches: Sequence[PairBatch], step: int, *, notices: int = 0, diagnose: bool = False
+    ) -> StepReport:
+        statistics = _copied(_statistics(self.module)) if self._encoding.survives_shortage else {}
+        while True:
+            parts = [part for batch in batches for part in self._cut(batch)]
+            try:
+                self._rehearse(parts, step)
+                found = self._attempt(parts, step, notices=notices, diagnose=diagnose)
+                self._fits = True
+                return self._report(found)
+            except MicroBatchTooLargeError:
+                largest = max(len(part) for part in parts)
+            self._halve(largest, step)
+            _restore(_statistics(self.module), statistics)
+
+    def _cut(self, batch: PairBatch) -> list[PairBatch]:
+        if self._pieces == 1:
+            return [batch]
+        sizes = [len(rows) for rows in batch.positions_B.tensor_split(self._pieces) if len(rows)]
+        return batch.split(sizes, self.module.bert.pad_id)
+
+    def _halve(self, largest: int, step: int) -> None:
+        if largest == 1:
+            raise DeviceError(
+                f"memory ran out at step {step} with one pair at a time: set model.recompute=true, a smaller model.image_px "
+                "or data.context_length, or parallel.engine=fsdp on several devices"
+            )
+        self.engine.zero_grad()
+        free_memory()
+        self._pieces *= 2
+        self._fits = self._ranks.world_size == 1
+        logger.warning(
+            "Memory ran out at step %d: micro-batches are cut to %d pairs, the same step is repeated. It gives the same "
+            "gradients; to spare the attempt next time, lower train.batch_size and raise train.accumulate.",
+            step,
+            -(-largest // 2),
         )
-        self._ranks, self._mask_ratio, self._frozen, self._seed = ranks, mask_ratio, frozen, seed
 
-    def accumulate_gradients(self, batches: Sequence[PairBatch], step: int) -> StepReport:
-        def encode(number: int) -> Features:
-            batch = batches[number]
-            # Numbered in the global batch, not in this rank: as many ranks with the same micro-batches see the same.
-            seed = stable_seed(self._seed, step, number * self._ranks.world_size + self._ranks.rank)
-            with seeded(seed, self._ranks.device), self._precision.autocast():
-                image, text, scale = self._model(
-                    batch.images_BCHW, batch.tokens_BL, mask_ratio=self._mask_ratio
-                )
-            return Features(image, text, scale)
+    def _rehearse(self, parts: Sequence[PairBatch], step: int) -> None:
+        """Once for each size: forward and backward of one micro-batch, so that no rank runs short where others wait for it."""
+        if self._fits:
+            return
+        accumulation = Accumulation(engine=self.engine, sizes=[len(parts[0])])
+        with self.engine.without_sync(), batch_statistics_only(self.module):
+            accumulation.rehearse(lambda number: self._encode(parts, number, step))
+        self.engine.zero_grad()
 
-        def loss_of(features: Sequence[Features]) -> GlobalLoss:
-            return global_loss(self._pair_loss, features, batches, self._ranks, gather=self._options.gather)
+    def _attempt(self, parts: Sequence[PairBatch], step: int, *, notices: int, diagnose: bool) -> GlobalLoss:
+        gather = self._options.gather
 
-        exact = self._options.gradient == "exact"
-        found = accumulate(
-            encode,
-            len(batches),
-            loss_of,
-            self._model,
-            self._precision,
-            tower_share=1.0 if exact else 1 / self._ranks.world_size,
+        def loss_of(features: Sequence[Features] | None) -> GlobalLoss:
+            gathered = gather_ids(
+                parts, self._ranks, gather=gather, notices=notices, is_short=features is None
+            )
+            assert features is not None  # else `gather_ids` has raised
+            return global_loss(
+                self._pair_loss, features, gathered, self._ranks, gather=gather, diagnose=diagnose
+            )
+
+        accumulation = Accumulation(
+            engine=self.engine,
+            sizes=[len(part) for part in parts],
+            tower_share=1.0 if self._options.gradient == "exact" else 1 / self._ranks.world_size,
+            survives_shortage=self._encoding.survives_shortage,
         )
-        numbers = (found.loss, found.image_accuracy, found.text_accuracy, self.module.logit_scale.detach())
-        return StepReport(
-            *torch.stack([number.float() for number in numbers]).tolist()
-        )  # one wait for the device
+        return accumulation.run(lambda number: self._encode(parts, number, step), loss_of)
+
+    def _encode(self, parts: Sequence[PairBatch], number: int, step: int) -> Features:
+        part, encoding = parts[number], self._encoding
+        # Numbered in the global batch, not in this rank: as many ranks with the same micro-batches see the same.
+        per_batch = self._pieces
+        batch, piece = divmod(number, per_batch)
+        place = (batch * self._ranks.world_size + self._ranks.rank) * per_batch + piece
+        options: dict[str, Any] = {"mask_ratio": encoding.mask_ratio(step)}  # Any: the model's own options
+        with (
+            seeded(stable_seed(encoding.seed, step, place), self._ranks.device),
+            self.engine.precision.autocast(),
+        ):
+            return Features(*self.engine(part.images_BCHW, part.tokens_BL, **options))
+
+    def _report(self, found: GlobalLoss) -> StepReport:
+        numbers = {
+            "loss": found.loss,
+            "image_to_text_accuracy": found.image_accuracy,
+            "text_to_image_accuracy": found.text_accuracy,
+            "logit_scale": self.module.logit_scale.detach().reshape(()),
+        }
+        # one wait for the device
+        values = torch.stack(
+            [number.float() for number in (*numbers.values(), *found.numbers.values())]
+        ).tolist()
+        named = dict(zip((*numbers, *found.numbers), values, strict=True))
+        return StepReport(**{name: named.pop(name) for name in numbers}, notices=found.notices, numbers=named)
 
     def after_step(self) -> float:
         with torch.no_grad():
@@ -78,3 +163,17 @@ class ContrastiveTask:
 
     def train_mode(self) -> None:
         set_training_mode(self.module, self._frozen)
+
+
+def _statistics(model: nn.Module) -> dict[str, Tensor]:
+    """What a forward pass in training mode changes."""
+    return dict(model.named_buffers())
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def _restore(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        tensor.copy_(values[name])

@@ -6,8 +6,6 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from cn_clip.clip.model import CLIP
 from cn_clip.config.legacy_flags import reference_params
 from cn_clip.config.load import to_plain
@@ -28,7 +26,7 @@ from cn_clip.training.build import (
 )
 from cn_clip.training.checkpoint import Checkpoints, steps_done
 from cn_clip.training.continuation import differences
-from cn_clip.training.contrastive_task import ContrastiveTask
+from cn_clip.training.contrastive_task import ContrastiveTask, Encoding
 from cn_clip.training.optimizer import build_optimizer
 from cn_clip.training.run_dir import RunDir, logging_to
 from cn_clip.training.step_log import step_log
@@ -63,13 +61,11 @@ def _train(config: TrainConfig, run_dir: RunDir, ranks: Ranks) -> None:
     resume_from = from_main(_resume_path(config, run_dir), ranks)
     if resume_from is None and config.model.init_from is not None:
         initialise(model, config.model.init_from)
-    task, optimizer, precision = _build_task(config, model, ranks)
+    task = _build_task(config, model, ranks)
     checkpoints = Checkpoints(
         run_dir,
         config.run.name,
-        model,
-        optimizer,
-        precision,
+        task.engine,
         to_plain(config),
         world_size=ranks.world_size,
         enabled=config.checkpoint.enabled,
@@ -84,8 +80,6 @@ def _train(config: TrainConfig, run_dir: RunDir, ranks: Ranks) -> None:
     with step_log(config.log, run_dir, plan, data.order) as log:
         trainer = Trainer(
             task,
-            optimizer,
-            precision,
             plan,
             config,
             ranks=ranks,
@@ -97,24 +91,21 @@ def _train(config: TrainConfig, run_dir: RunDir, ranks: Ranks) -> None:
             trainer.fit(iter(data.train_loader(first_step=plan.first_step, last_step=max_steps)))
 
 
-def _build_task(
-    config: TrainConfig, model: CLIP, ranks: Ranks
-) -> tuple[ContrastiveTask, torch.optim.Optimizer, Precision]:
+def _build_task(config: TrainConfig, model: CLIP, ranks: Ranks) -> ContrastiveTask:
     frozen = frozen_parts(model, config.model)
     precision = Precision(config.train.precision, ranks.device)
-    wrapped = parallelize(model, config, precision, ranks)
+    engine = parallelize(model, config, precision, ranks)
+    engine.set_optimizer(build_optimizer(model, config.optim))
     pair_loss: PairLoss = module_of("pair_loss", config.loss.type).build(config.loss.options)
-    task = ContrastiveTask(
-        wrapped,
-        pair_loss,
-        config.loss.options,
-        precision,
-        ranks=ranks,
-        mask_ratio=config.model.mask_ratio,
-        frozen=frozen,
+    mask_ratio = config.model.mask_ratio
+    encoding = Encoding(
         seed=config.run.seed,
+        mask_ratio=lambda step: mask_ratio,
+        keyed=config.train.randomness == "pair",
+        text_groups=config.train.text_groups,
+        survives_shortage=config.train.on_out_of_memory == "halve",
     )
-    return task, build_optimizer(model, config.optim), precision
+    return ContrastiveTask(engine, pair_loss, config.loss.options, encoding, frozen=frozen)
 
 
 def _log_settings(config: TrainConfig, run_dir: RunDir, ranks: Ranks, max_steps: int) -> None:

@@ -6,12 +6,9 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
-import torch
-
 from cn_clip.config.schema import TrainConfig
 from cn_clip.data.batches import PairBatch
 from cn_clip.errors import TrainingError
-from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.training.checkpoint import Checkpoints, Position
 from cn_clip.training.plan import Plan, is_due
@@ -25,8 +22,6 @@ class Trainer:
     def __init__(
         self,
         task: Task,
-        optimizer: torch.optim.Optimizer,
-        precision: Precision,
         plan: Plan,
         config: TrainConfig,
         *,
@@ -35,7 +30,7 @@ class Trainer:
         checkpoints: Checkpoints,
         validate: Callable[[], ValidationResult] | None,
     ) -> None:
-        self._task, self._optimizer, self._precision = task, optimizer, precision
+        self._task, self._engine = task, task.engine
         self._plan, self._config, self._ranks = plan, config, ranks
         self._log, self._checkpoints, self._validate = log, checkpoints, validate
 
@@ -63,9 +58,9 @@ class Trainer:
         lr = warmup_cosine(
             step - 1, base_lr=optim.lr, warmup_steps=optim.warmup_steps, total_steps=self._plan.max_steps
         )
-        for group in self._optimizer.param_groups:
+        for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        self._optimizer.zero_grad(set_to_none=True)
+        self._engine.zero_grad()
         report = self._task.accumulate_gradients(batches, step)
         if not math.isfinite(
             report.loss
@@ -74,8 +69,10 @@ class Trainer:
                 f"the loss of step {step} is {report.loss}: the checkpoints hold the steps before it; go on from one with "
                 "a lower optim.lr, a longer optim.warmup_steps, or train.precision=amp_bf16"
             )
-        self._precision.step(self._optimizer)
-        return report.with_scale(self._task.after_step()), lr
+        norm = self._engine.step(self._config.optim.max_norm)
+        return report.after(
+            logit_scale=self._task.after_step(), gradient_norm=norm, applied=math.isfinite(norm)
+        ), lr
 
     def _follow(self, step: int) -> None:
         """Validate and save when it is due after `step`; validation first, as in the reference."""

@@ -17,8 +17,8 @@ from cn_clip.errors import run_door
 from cn_clip.losses.pair import contrastive
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks, start_ranks
-from cn_clip.parallel.wrap import ParallelModel, freeze
-from cn_clip.training.contrastive_task import ContrastiveTask
+from cn_clip.parallel.wrap import freeze, wrap
+from cn_clip.training.contrastive_task import ContrastiveTask, Encoding
 
 NUM_PAIRS, NUM_TOKENS = 16, 12
 
@@ -57,20 +57,23 @@ def run_case(case: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     options = contrastive.Options(
         targets=case["targets"], gather=case["gather"], gradient=case["gradient"], tile=5
     )
-    task = ContrastiveTask(
-        ParallelModel(model, Parallel(), ranks), contrastive.build(options), options,
-        Precision("fp32", ranks.device), ranks=ranks, mask_ratio=case["mask_ratio"], frozen=frozen, seed=3,
-    )  # fmt: skip
+    engine = wrap(model, Parallel(), Precision("fp32", ranks.device), ranks)
+    engine.set_optimizer(torch.optim.SGD(model.parameters()))
+    encoding = Encoding(seed=3, mask_ratio=lambda step: float(case["mask_ratio"]))
+    task = ContrastiveTask(engine, contrastive.build(options), options, encoding, frozen=frozen)
     task.train_mode()
     size = NUM_PAIRS // (case["accumulate"] * ranks.world_size)
     whole = global_batch(image_preset(case["image"]).image_px)
     numbers = [a * ranks.world_size + ranks.rank for a in range(case["accumulate"])]
     for step in (1, 2):  # twice: a reducer left in a wrong state shows at the second step
-        model.zero_grad(set_to_none=True)
+        engine.zero_grad()
         report = task.accumulate_gradients([block(whole, number, size) for number in numbers], step)
     return {
         "gradients": {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
-        "report": vars(report),
+        "report": {
+            name: getattr(report, name)
+            for name in ("loss", "image_to_text_accuracy", "text_to_image_accuracy", "logit_scale")
+        },
         "statistics": {name: value for name, value in model.named_buffers() if "running" in name},
     }
 

@@ -16,18 +16,20 @@ from torch.nn.parallel import DistributedDataParallel
 from cn_clip.clip.model import build_model
 from cn_clip.config.schema import Parallel
 from cn_clip.losses.pair import contrastive
+from cn_clip.parallel.engines.ddp import CopiesEngine
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import start_ranks
-from cn_clip.parallel.wrap import ParallelModel
-from cn_clip.training.contrastive_task import ContrastiveTask
+from cn_clip.training.contrastive_task import ContrastiveTask, Encoding
 
 
 def main(output: str, accumulate: int) -> None:
     torch.set_num_threads(1)
     with start_ranks("cpu") as ranks:
         torch.manual_seed(0)
-        model = ParallelModel(build_model("tiny-vit", "tiny-bert"), Parallel(), ranks)
-        num_values = sum(parameter.numel() for parameter in model.module.parameters())
+        model = build_model("tiny-vit", "tiny-bert")
+        engine = CopiesEngine(model, Parallel(), Precision("fp32", ranks.device), ranks)
+        engine.set_optimizer(torch.optim.SGD(model.parameters()))
+        num_values = sum(parameter.numel() for parameter in model.parameters())
         met = [0]
 
         # torch checks these annotations, so this file has no `from __future__ import annotations`
@@ -35,14 +37,11 @@ def main(output: str, accumulate: int) -> None:
             met[0] += bucket.buffer().numel()
             return allreduce_hook(None, bucket)
 
-        engine = model._engine
-        assert isinstance(engine, DistributedDataParallel)
-        engine.register_comm_hook(None, count)
+        copy = engine._copy
+        assert isinstance(copy, DistributedDataParallel)
+        copy.register_comm_hook(None, count)
         options = contrastive.Options()
-        task = ContrastiveTask(
-            model, contrastive.build(options), options, Precision("fp32", ranks.device),
-            ranks=ranks, mask_ratio=0.0, frozen=[], seed=3,
-        )  # fmt: skip
+        task = ContrastiveTask(engine, contrastive.build(options), options, Encoding(seed=3))
         task.train_mode()
         size = NUM_PAIRS // (accumulate * ranks.world_size)
         whole = global_batch(32)
@@ -50,7 +49,7 @@ def main(output: str, accumulate: int) -> None:
         per_step = []
         for step in (1, 2, 3):
             before = met[0]
-            model.module.zero_grad(set_to_none=True)
+            engine.zero_grad()
             task.accumulate_gradients(batches, step)
             per_step.append((met[0] - before) / num_values)
         if ranks.is_main:

@@ -1,0 +1,68 @@
+"""Whole copies of the model on every rank, gradients averaged as the backward pass makes them (torch's DDP).
+
+One process needs no engine: the same class then calls the bare model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cn_clip.config.schema import Parallel
+from cn_clip.parallel.engines import Engine, Model, length_of, scale_down
+from cn_clip.parallel.precision import Precision
+from cn_clip.parallel.ranks import Ranks
+
+
+def build(model: Model, settings: Parallel, precision: Precision, ranks: Ranks) -> Engine[Model]:
+    return CopiesEngine(model, settings, precision, ranks)
+
+
+class CopiesEngine(Engine[Model]):
+    def __init__(self, model: Model, settings: Parallel, precision: Precision, ranks: Ranks) -> None:
+        super().__init__(model, settings, precision, ranks)
+        self._copy: nn.Module = self.module
+        if ranks.world_size > 1 and any(parameter.requires_grad for parameter in model.parameters()):
+            self._copy = DistributedDataParallel(
+                self.module, device_ids=[ranks.local_rank] if ranks.device.type == "cuda" else None
+            )
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:  # Any: the model's own forward
+        return self._copy(*inputs, **options)
+
+    def without_sync(self) -> AbstractContextManager[Any]:  # Any: what DDP's context yields is not used
+        if isinstance(self._copy, DistributedDataParallel):
+            return self._copy.no_sync()
+        return nullcontext()
+
+    def backward(self, scalar: Tensor) -> None:
+        # DDP averages over the ranks; the sum is asked for
+        self.precision.backward(self.ranks.world_size * scalar)
+
+    def step(self, max_norm: float | None) -> float:
+        self.precision.unscale(self.optimizer)
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        norm = float(length_of(gradients))
+        if math.isfinite(norm):
+            scale_down(gradients, norm, max_norm)
+            self.precision.step(self.optimizer)
+        else:
+            self.precision.skip()
+        return norm
+
+    def model_state(self) -> dict[str, Tensor]:
+        return self.module.state_dict() if self.ranks.is_main else {}
+
+    def optimizer_state(self) -> dict[str, Any]:  # Any: torch's own layout
+        return self.optimizer.state_dict() if self.ranks.is_main else {}
+
+    def load_optimizer_state(self, state: Mapping[str, Any]) -> None:  # Any: as above
+        self.optimizer.load_state_dict(dict(state))
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(tensors) if self.ranks.is_main else {}
