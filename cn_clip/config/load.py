@@ -53,10 +53,11 @@ def read_yaml(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     here = Path(path).resolve()
     if here in above:
         raise ConfigError(f"{path}: `base: {base}` leads round in a circle; remove one `base`")
-    return _laid_over(read_yaml(here.parent / base, (*above, here)), settings)
+    return lay_over(read_yaml(here.parent / base, (*above, here)), settings)
 
 
-def _laid_over(base: Settings, settings: Settings) -> dict[str, Any]:
+def lay_over(base: Settings, settings: Settings) -> dict[str, Any]:
+    """`settings` over `base`, group by group; a part of another `type` replaces that of the base."""
     merged = _copied(base)
     for name, value in settings.items():
         under = merged.get(name)
@@ -65,7 +66,7 @@ def _laid_over(base: Settings, settings: Settings) -> dict[str, Any]:
             and isinstance(value, Mapping)
             and value.get("type") in (None, under.get("type"))
         ):
-            value = _laid_over(under, value)
+            value = lay_over(under, value)
         # else it replaces: another `type` has other options than those the base gives
         merged[name] = value
     return merged

@@ -104,6 +104,12 @@ class StreamBatches(IterableDataset[PairBatch | BadPair]):
         # not `__len__`: torch takes the length of an iterable set for what each worker gives
         return (self.last_step - self.first_step) * self.accumulate
 
+    @property
+    def _seed(self) -> int:
+        """Of the order of shards: another one in a later stage, which would else begin with the same pairs again."""
+        before = self.order.epochs_before
+        return stable_seed(self.read.seed, before) if before else self.read.seed
+
     def __iter__(self) -> Iterator[PairBatch | BadPair]:
         info = get_worker_info()
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
@@ -114,7 +120,7 @@ class StreamBatches(IterableDataset[PairBatch | BadPair]):
             self.rank * num_workers + lane,
             self.world_size * num_workers,
             first=done * self.batch_size,
-            seed=self.read.seed,
+            seed=self._seed,
         )
         lane_pairs = _LanePairs(pairs, self.read, self.replace_bad)
         for batch in range(first + worker, self.last_step * self.accumulate, num_workers):
@@ -123,8 +129,7 @@ class StreamBatches(IterableDataset[PairBatch | BadPair]):
     def _places(self, batch: int) -> Iterator[tuple[int, int]]:
         """(epoch, position) of each pair of this rank's `batch`."""
         step, a = divmod(batch, self.accumulate)
-        epoch, step_of_epoch = divmod(step, self.order.steps_per_epoch)
-        start = step_of_epoch * self.order.global_batch
+        epoch, start = self.order.place(step)
         start += (a * self.world_size + self.rank) * self.batch_size
         return ((epoch, position) for position in range(start, start + self.batch_size))
 

@@ -39,10 +39,19 @@ class EpochOrder:
     """Pairs an epoch walks over, the wrapped-round copies at its end included."""
     global_batch: int
     seed: int
+    epochs_before: int = 0
+    """Epochs that came before step 0: a stage of a run does not begin with the first order again."""
 
     @classmethod
     def over(
-        cls, num_pairs: int, *, micro_global: int, accumulate: int, seed: int, epoch_end: str = "pad"
+        cls,
+        num_pairs: int,
+        *,
+        micro_global: int,
+        accumulate: int,
+        seed: int,
+        epoch_end: str = "pad",
+        epochs_before: int = 0,
     ) -> EpochOrder:
         """Order for `micro_global` = W·m pairs per micro-batch of all ranks; `epoch_end` as in `data.epoch_end`."""
         if num_pairs == 0:
@@ -50,7 +59,9 @@ class EpochOrder:
                 "there are no pairs: check that the captions name pictures, and build the LMDB again"
             )
         unit = micro_global * accumulate if epoch_end == "pad" else micro_global
-        order = cls(num_pairs, math.ceil(num_pairs / unit) * unit, micro_global * accumulate, seed)
+        order = cls(
+            num_pairs, math.ceil(num_pairs / unit) * unit, micro_global * accumulate, seed, epochs_before
+        )
         if order.steps_per_epoch == 0:
             raise DataError(
                 f"an epoch of {num_pairs} pairs does not fill one accumulated step of {order.global_batch}: "
@@ -62,6 +73,11 @@ class EpochOrder:
     def steps_per_epoch(self) -> int:
         return self.num_padded // self.global_batch
 
+    def place(self, step: int) -> tuple[int, int]:
+        """(epoch, first position) of a step, counted over all epochs of this order."""
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        return self.epochs_before + epoch, step_of_epoch * self.global_batch
+
     def indices(self, epoch: int) -> torch.Tensor:
         """(num_padded,) index in the source of each position."""
         return self.at(epoch, 0, self.num_padded)
@@ -72,9 +88,9 @@ class EpochOrder:
         return permuted.to(torch.int64) % self.num_pairs
 
     def block(self, step: int, first: int, count: int) -> list[PairKey]:
-        """`count` keys of `step` (counted over the whole run), from the `first`-th pair of its global batch on."""
-        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        start = step_of_epoch * self.global_batch + first
+        """`count` keys of `step` (counted over all epochs), from the `first`-th pair of its global batch on."""
+        epoch, start = self.place(step)
+        start += first
         indices = self.at(epoch, start, start + count).tolist()
         return [PairKey(epoch, start + offset, index) for offset, index in enumerate(indices)]
 

@@ -32,7 +32,7 @@ class UniqueOrder(EpochOrder):
     @classmethod
     def of(cls, order: EpochOrder, source: PairSource) -> UniqueOrder:
         """Unique batches of the size, and as many, as in `order`."""
-        return cls(order.num_pairs, order.num_padded, order.global_batch, order.seed, source=source)
+        return cls(**vars(order), source=source)
 
     def at(self, epoch: int, start: int, stop: int) -> torch.Tensor:
         if epoch not in self._composed:

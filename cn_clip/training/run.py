@@ -31,7 +31,7 @@ from cn_clip.training.optimizer import build_optimizer
 from cn_clip.training.run_dir import RunDir, logging_to
 from cn_clip.training.step_log import step_log
 from cn_clip.training.trainer import Plan, Trainer
-from cn_clip.training.training_data import TrainingData, open_sources
+from cn_clip.training.training_data import TrainingData, open_sources, order_of
 from cn_clip.training.validation import ValidationResult, validate
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,8 @@ def train(config: TrainConfig) -> None:
 def _train(config: TrainConfig, run_dir: RunDir, ranks: Ranks) -> None:
     sources = open_sources(config.data, ranks)
     model = build_clip(config.model, config.run.seed)
-    data = TrainingData(config, sources, ranks, pad_id=model.bert.pad_id)
+    order = order_of(config, sources.train, ranks)
+    data = TrainingData(config, sources, order, ranks, pad_id=model.bert.pad_id)
     per_epoch = data.order.steps_per_epoch
     max_steps = config.train.max_steps or per_epoch * config.train.max_epochs
     if config.optim.warmup_steps >= max_steps:
@@ -168,5 +169,5 @@ def _first_step(
 
 
 def _validation(model: CLIP, data: TrainingData, ranks: Ranks) -> Callable[[], ValidationResult] | None:
-    loader = data.valid
+    loader = data.valid.get("")
     return None if loader is None else lambda: validate(model, loader, ranks)

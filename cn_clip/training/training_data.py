@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,8 @@ class Sources:
     """Opened sets of pairs, before the model: a wrong path should not wait for one."""
 
     train: PairSource | PairStream
-    valid: PairSource | None
+    valid: Mapping[str, PairSource]
+    """By name; the set of `data.valid` has the name ""."""
 
 
 def open_sources(data: Data, ranks: Ranks) -> Sources:
@@ -46,12 +47,21 @@ def open_sources(data: Data, ranks: Ranks) -> Sources:
             f"data.sampler={data.sampler} needs pairs that can be read in any order, but data.train.type={data.train.type} "
             "is a stream: set data.sampler=shuffled, or import the set into an LMDB"
         )
-    valid = _source(data.valid, "val", ranks) if data.valid else None
-    if isinstance(valid, PairStream):
-        raise ConfigError(
-            "data.valid is a stream, but validation goes through its pairs in a fixed order: import them into an LMDB"
-        )
+    chosen = {"": data.valid} if data.valid else {}
+    valid = {
+        name: _valid_source(name, part, ranks) for name, part in (chosen | dict(data.valid_sets)).items()
+    }
     return Sources(train, valid)
+
+
+def _valid_source(name: str, chosen: Part, ranks: Ranks) -> PairSource:
+    source = _source(chosen, f"val {name}" if name else "val", ranks)
+    if isinstance(source, PairStream):
+        setting = f"data.valid_sets.{name}" if name else "data.valid"
+        raise ConfigError(
+            f"{setting} is a stream, but validation goes through its pairs in a fixed order: import them into an LMDB"
+        )
+    return source
 
 
 def _source(chosen: Part, split: str, ranks: Ranks) -> PairSource | PairStream:
@@ -106,22 +116,40 @@ class CaptionTokens:
         return self.tokenizer.from_ids(captions)
 
 
-class TrainingData:
-    """Order of the training pairs, and loaders for one rank; `valid` is None without validation pairs."""
+def order_of(
+    config: TrainConfig, source: PairSource | PairStream, ranks: Ranks, *, epochs_before: int = 0
+) -> EpochOrder:
+    """The order of the training pairs of one stage, after `epochs_before` of earlier ones."""
+    order = EpochOrder.over(
+        source.num_pairs if isinstance(source, PairStream) else len(source),
+        micro_global=config.train.batch_size * ranks.world_size,
+        accumulate=config.train.accumulate,
+        seed=config.run.seed,
+        epoch_end=config.data.epoch_end,
+        epochs_before=epochs_before,
+    )
+    if config.data.sampler == "unique" and isinstance(source, PairSource):
+        return UniqueOrder.of(order, source)
+    return order
 
-    def __init__(self, config: TrainConfig, sources: Sources, ranks: Ranks, *, pad_id: int) -> None:
-        self._config, self._sources, self._ranks = config, sources, ranks
-        data, image_px = config.data, image_preset(config.model.image).image_px
+
+class TrainingData:
+    """Loaders for one rank of the training pairs in their order, and of the validation sets by name."""
+
+    def __init__(
+        self, config: TrainConfig, sources: Sources, order: EpochOrder, ranks: Ranks, *, pad_id: int
+    ) -> None:
+        self._config, self._sources, self._ranks, self.order = config, sources, ranks, order
+        data, image_px = config.data, config.model.image_px or image_preset(config.model.image).image_px
         tokenizer = TowerTokenizer.of(text_preset(config.model.text), data.context_length, pad_id)
         self._collate = Collate(CaptionTokens(tokenizer), pad_id)
         self._read_for_training = self._read_pair(train_transform(image_px, data.transform, data.augment))
         read = (exact_transform if data.transform == "exact" else fast_transform)(image_px)
         self._read = self._read_pair(read)
-        self.order = self._order(sources.train)
-        self.valid = None if sources.valid is None else self._valid_loader(sources.valid)
+        self.valid = {name: self._valid_loader(source) for name, source in sources.valid.items()}
 
     def train_loader(self, *, first_step: int, last_step: int) -> PairLoader:
-        """This rank's micro-batches of steps [first_step, last_step)."""
+        """This rank's micro-batches of steps [first_step, last_step), counted from the order's own beginning."""
         config, source = self._config, self._sources.train
         if isinstance(source, PairStream):
             batches = StreamBatches(
@@ -147,19 +175,6 @@ class TrainingData:
             last_step=last_step,
         )
         return self._sampled(source, self._read_for_training, sampler, config.data.num_workers)
-
-    def _order(self, source: PairSource | PairStream) -> EpochOrder:
-        config = self._config
-        order = EpochOrder.over(
-            source.num_pairs if isinstance(source, PairStream) else len(source),
-            micro_global=config.train.batch_size * self._ranks.world_size,
-            accumulate=config.train.accumulate,
-            seed=config.run.seed,
-            epoch_end=config.data.epoch_end,
-        )
-        if config.data.sampler == "unique" and isinstance(source, PairSource):
-            return UniqueOrder.of(order, source)
-        return order
 
     def _read_pair(self, read_image: BytesTransform) -> ReadPair:
         return ReadPair(

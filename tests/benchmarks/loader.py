@@ -97,7 +97,7 @@ from cn_clip.clip.augment import autoaugment, none
 from cn_clip.config.schema import Data, Part, Train, TrainConfig
 from cn_clip.data.pairs import lmdb_pairs
 from cn_clip.parallel.ranks import Ranks
-from cn_clip.training.training_data import TrainingData, open_sources
+from cn_clip.training.training_data import TrainingData, open_sources, order_of
 
 AUGMENT = {True: Part("autoaugment", autoaugment.Options()), False: Part("none", none.Options())}
 
@@ -110,7 +110,8 @@ def make_loader(asked):
     )
     config = TrainConfig(data=data, train=Train(batch_size=asked["batch_size"]))
     ranks = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
-    loaders = TrainingData(config, open_sources(data, ranks), ranks, pad_id=0)
+    sources = open_sources(data, ranks)
+    loaders = TrainingData(config, sources, order_of(config, sources.train, ranks), ranks, pad_id=0)
     return loaders.train_loader(first_step=0, last_step=asked["skip"] + asked["batches"] + 8)
 
 serve(make_loader, len)
