@@ -39,7 +39,7 @@ def wrap(
             # not torch.compile(block): that adds `_orig_mod.` to the keys
             block.compile()
     engine = importlib.import_module(f"cn_clip.parallel.engines.{MODULES[settings.engine]}")
-    built: Engine[Model] = engine.build(model, settings, precision, ranks)
+    built: Engine[Model] = engine.build(model, settings, precision, ranks, blocks)
     return built
 
 

@@ -5,8 +5,7 @@ One process needs no engine: the same class then calls the bare model.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,12 +13,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cn_clip.config.schema import Parallel
-from cn_clip.parallel.engines import Engine, Model, length_of, scale_down
+from cn_clip.parallel.engines import Engine, Model
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks
 
 
-def build(model: Model, settings: Parallel, precision: Precision, ranks: Ranks) -> Engine[Model]:
+def build(
+    model: Model, settings: Parallel, precision: Precision, ranks: Ranks, blocks: Sequence[nn.Module] = ()
+) -> Engine[Model]:
     return CopiesEngine(model, settings, precision, ranks)
 
 
@@ -29,7 +30,11 @@ class CopiesEngine(Engine[Model]):
         self._copy: nn.Module = self.module
         if ranks.world_size > 1 and any(parameter.requires_grad for parameter in model.parameters()):
             self._copy = DistributedDataParallel(
-                self.module, device_ids=[ranks.local_rank] if ranks.device.type == "cuda" else None
+                self.module,
+                device_ids=[ranks.local_rank] if ranks.device.type == "cuda" else None,
+                # before each forward pass it would send every buffer, position ids included; see statistics.py
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,  # gradients live once, in the buckets that are sent
             )
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:  # Any: the model's own forward
@@ -43,17 +48,6 @@ class CopiesEngine(Engine[Model]):
     def backward(self, scalar: Tensor) -> None:
         # DDP averages over the ranks; the sum is asked for
         self.precision.backward(self.ranks.world_size * scalar)
-
-    def step(self, max_norm: float | None) -> float:
-        self.precision.unscale(self.optimizer)
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        norm = float(length_of(gradients))
-        if math.isfinite(norm):
-            scale_down(gradients, norm, max_norm)
-            self.precision.step(self.optimizer)
-        else:
-            self.precision.skip()
-        return norm
 
     def model_state(self) -> dict[str, Tensor]:
         return self.module.state_dict() if self.ranks.is_main else {}
