@@ -7,6 +7,7 @@ CnClipError
 ├── DeviceError    a device, kernel or precision this machine does not have
 ├── LaunchError    ranks that cannot meet: ports, addresses, world sizes
 ├── TrainingError  a run that cannot sensibly go on: its loss is no number any more
+│   └── LostRankError  another rank does not answer: started again, the run may well go on
 └── Preempted      a run that was asked to stop, and has saved where it stands
 """
 
@@ -48,13 +49,23 @@ class TrainingError(CnClipError):
     """A run cannot sensibly go on."""
 
 
+class LostRankError(TrainingError):
+    """Another rank of the run does not answer any more."""
+
+
 class Preempted(CnClipError):  # noqa: N818  # nobody made a mistake
     """A signal asked the run to stop; it has saved, and the same command goes on."""
 
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
+EXIT_LOST_RANK = 76
+"""Not that of a user's error: a launcher may start the run again."""
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
+EXIT_MARKER = "CN_CLIP_EXIT_MARKER"
+"""Environment variable with a path. A process that ends on purpose writes its exit code there, for the launcher: torchrun
+ends with 1 whatever the codes of its workers are."""
 
 
 def run_door(main: Callable[[], object]) -> NoReturn:
@@ -63,6 +74,8 @@ def run_door(main: Callable[[], object]) -> NoReturn:
         main()
     except Preempted as stopped:
         _end(str(stopped), EXIT_PREEMPTED)
+    except LostRankError as error:
+        _end(f"error: {error}", EXIT_LOST_RANK)
     except CnClipError as error:
         _end(f"error: {error}", EXIT_USER_ERROR)
     except BrokenPipeError:  # `… | head`: the reader left, which is not our failure
@@ -82,6 +95,10 @@ def run_door(main: Callable[[], object]) -> NoReturn:
 def _end(sentence: str, code: int) -> NoReturn:
     sys.stderr.write(f"{sentence}\n")  # in one piece: other ranks write to the same stream
     sys.stderr.flush()
+    marker = os.environ.get(EXIT_MARKER)
+    if marker and code in (EXIT_USER_ERROR, EXIT_PREEMPTED):
+        with open(marker, "w") as file:  # noqa: PTH123  # pathlib is slow to import, and this module is always imported
+            file.write(str(code))
     _leave(code)
 
 

@@ -1,0 +1,93 @@
+"""A checkpoint read again, ours or the reference's, and given to the parts of a run one by one.
+
+Weights go into the bare model before an engine wraps it; the rest into what was built around it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cn_clip.clip.weights import (
+    Checkpoint,
+    load_into,
+    model_weights,
+    read_checkpoint,
+    state_for_run,
+)
+from cn_clip.errors import WeightsError
+from cn_clip.training.checkpoints.content import check_format, own_weights
+from cn_clip.training.checkpoints.position import Position
+from cn_clip.training.checkpoints.state import RunState
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A checkpoint file that says where its run stood."""
+
+    path: Path
+    position: Position
+    origin: Mapping[str, Any]
+    """`settings` and `world_size` of its run; nothing for one of the reference."""
+    checkpoint: Checkpoint
+
+    def load_weights(self, model: nn.Module) -> None:
+        """Give the bare model the weights that were trained; those to use, where it lacks what they were trained with."""
+        live = own_weights(self.checkpoint, "live")
+        if live is not None and not live.keys() <= model.state_dict().keys():
+            logger.info(
+                "The model has no adapters as the checkpoint's had: taking them merged into its weights."
+            )
+            live = None
+        weights = model_weights(self.checkpoint) if live is None else live
+        load_into(model, weights, where=str(self.path))
+
+    def load_training(self, state: RunState) -> None:
+        """Give back the optimizer, the gradient scaler, the average, and what the run has kept so far."""
+        if "optimizer" not in self.checkpoint:
+            raise WeightsError(
+                f"{self.path} has no optimizer state: add --reset-optimizer (run.reset_optimizer=true), or start from "
+                "its weights with model.init_from"
+            )
+        engine = state.engine
+        groups = engine.optimizer.param_groups
+        engine.load_optimizer_state(state_for_run(self.checkpoint["optimizer"], groups, engine.module))
+        engine.precision.load_state_dict(self.checkpoint.get("scaler", {}))
+        logger.info("=> optimizer state is restored from the checkpoint")
+        kept = self.checkpoint.get("cn_clip", {})
+        average = own_weights(self.checkpoint, "average")
+        if state.average is not None and average is not None:
+            state.average.load(average, kept["num_updates"])
+        state.best = kept.get("best")
+
+    @property
+    def own_files(self) -> list[str]:
+        """Names beside this file that its run wrote for epochs and steps, oldest first."""
+        return list(self.checkpoint.get("cn_clip", {}).get("own_files", ()))
+
+
+def read_saved(path: Path) -> SavedRun:
+    """A checkpoint to go on from; WeightsError for a file of weights only, or one of a newer program."""
+    logger.info("=> begin to load checkpoint '%s'", path)
+    checkpoint = read_checkpoint(path)
+    check_format(checkpoint, str(path))
+    ours = checkpoint.get("cn_clip", {})
+    return SavedRun(path, _position(checkpoint, path), ours, checkpoint)
+
+
+def _position(checkpoint: Checkpoint, path: Path) -> Position:
+    try:
+        stage = int(checkpoint.get("cn_clip", {}).get("stage", 0))
+        return Position(epoch=int(checkpoint["epoch"]), step=int(checkpoint["step"]), stage=stage)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{path} does not say at which epoch and step it was saved: it holds weights only, so start from it with "
+            "model.init_from"
+        ) from error
