@@ -17,6 +17,7 @@ from cn_clip.data.batches import Collate, PairBatch
 from cn_clip.data.pair_dataset import PairDataset, StreamBatches
 from cn_clip.data.pairs import BadPair
 from cn_clip.data.sampler import PairKey
+from cn_clip.data.worker_signals import outlive_stop_signals
 from cn_clip.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Workers:
             prefetch_factor=self.prefetch if self.num else None,
             pin_memory=self.pin_memory,
             persistent_workers=self.num > 0,
-            worker_init_fn=_one_thread if self.num else None,
+            worker_init_fn=_begin if self.num else None,
             **order,
         )
 
@@ -177,8 +178,9 @@ _CAUSES = {
 """What torch calls the signal -> what to do about it."""
 
 
-def _one_thread(worker: int) -> None:
+def _begin(worker: int) -> None:
     torch.set_num_threads(1)  # workers are the parallelism; more threads would take the cores from the model
+    outlive_stop_signals()
 
 
 def _unchanged(batch: PairBatch | BadPair) -> PairBatch | BadPair:
