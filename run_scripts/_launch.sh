@@ -8,10 +8,13 @@
 #   MASTER_ADDR    address of machine 0; `localhost` only for a single machine
 #   MASTER_PORT    port of machine 0; `auto`: 8514, or on a single machine another when that is taken
 #   RANK           number of this machine, 0 to WORKER_CNT - 1
+#   MAX_RESTARTS, STOPPED_EXIT_CODE: see _supervise.sh
 # Run the same script on every machine, each with its RANK.
 
 # shellcheck source=run_scripts/_environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+# shellcheck source=run_scripts/_supervise.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_supervise.sh"
 
 DEFAULT_PORT=8514
 
@@ -30,7 +33,7 @@ finetune() {
 
 # launch SCRIPT [flags]: SCRIPT in one process, or in GPUS_PER_NODE processes on each of WORKER_CNT machines.
 launch() {
-    local python processes
+    local python processes alone
     python=$(find_python) || exit 2
     # This checkout first, so that an older installed cn_clip cannot take its place.
     export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
@@ -39,7 +42,11 @@ launch() {
     if ((WORKER_CNT * processes == 1)); then
         echo "launch: 1 process: $1"
         # A RANK left from the caller's environment must not make the one process wait for others.
-        exec env -u RANK -u WORLD_SIZE -u LOCAL_RANK -u MASTER_ADDR -u MASTER_PORT "$python" -u "$@"
+        alone=(env -u RANK -u WORLD_SIZE -u LOCAL_RANK -u MASTER_ADDR -u MASTER_PORT "$python" -u "$@")
+        if ((${MAX_RESTARTS:-0} == 0)) && [[ ${STOPPED_EXIT_CODE:-75} == 75 ]]; then
+            exec "${alone[@]}"
+        fi
+        supervise process "${alone[@]}"
     fi
     MASTER_PORT=$(meeting_port "$python") || exit 2
     # torchrun would give each process one core's thread; on a CPU machine that leaves cores idle.
@@ -47,14 +54,14 @@ launch() {
     echo "launch: $processes processes on each of $WORKER_CNT machines, here machine $RANK," \
         "meeting at $MASTER_ADDR:$MASTER_PORT: $1"
     # `--` ends torchrun's own flags: without it Python 3.11 reads the script's --logs as an abbreviation of --logs-specs.
-    exec "$python" -m torch.distributed.run --nnodes="$WORKER_CNT" --node_rank="$RANK" --nproc_per_node="$processes" \
-        --master_addr="$MASTER_ADDR" --master_port="$MASTER_PORT" -- "$@"
+    supervise torchrun "$python" -m torch.distributed.run --nnodes="$WORKER_CNT" --node_rank="$RANK" \
+        --nproc_per_node="$processes" --master_addr="$MASTER_ADDR" --master_port="$MASTER_PORT" -- "$@"
 }
 
 check_machines() {
     local name
-    for name in WORKER_CNT RANK; do
-        [[ ${!name} =~ ^[0-9]+$ ]] || fail "$name is '${!name}'; give a whole number"
+    for name in WORKER_CNT RANK MAX_RESTARTS STOPPED_EXIT_CODE; do
+        [[ ${!name:-0} =~ ^[0-9]+$ ]] || fail "$name is '${!name}'; give a whole number"
     done
     ((WORKER_CNT >= 1)) || fail "WORKER_CNT is $WORKER_CNT; give the number of machines, 1 or more"
     ((RANK < WORKER_CNT)) || fail "RANK is $RANK with WORKER_CNT=$WORKER_CNT; machines are numbered 0 to WORKER_CNT - 1"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,15 @@ LAUNCH_NAMES = (
     "WORLD_SIZE",
     "LOCAL_RANK",
     "PYTHON",
+    "MAX_RESTARTS",
+    "STOPPED_EXIT_CODE",
 )
+DEFAULTS = (
+    'set -euo pipefail; : "${WORKER_CNT:=1}" "${GPUS_PER_NODE:=auto}" "${MASTER_ADDR:=localhost}"'
+    ' "${MASTER_PORT:=auto}" "${RANK:=0}"'
+)
+LAUNCH = f'{DEFAULTS}; source {ROOT}/run_scripts/_launch.sh; launch "$@"'
+"""`launch SCRIPT [flags]` of _launch.sh with the defaults that stand at the top of every run script."""
 
 Bash = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -28,23 +36,29 @@ def bash(tmp_path: Path) -> Bash:
     """Run bash words elsewhere than in the checkout, with only the launch settings given as keywords."""
 
     def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        clean = {name: value for name, value in os.environ.items() if name not in LAUNCH_NAMES}
-        clean |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | environment
         return subprocess.run(
-            ["bash", *words], cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=300
+            ["bash", *words],
+            cwd=tmp_path,
+            env=clean_environment(environment),
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
 
     return run
 
 
+def clean_environment(wanted: Mapping[str, str]) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in LAUNCH_NAMES}
+    return kept | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | wanted
+
+
 @pytest.fixture
 def launch(bash: Bash) -> Bash:
-    """`launch SCRIPT [flags]` of _launch.sh with the defaults that stand at the top of every run script."""
-    defaults = 'set -euo pipefail; : "${WORKER_CNT:=1}" "${GPUS_PER_NODE:=auto}" "${MASTER_ADDR:=localhost}"'
-    source = f'{defaults} "${{MASTER_PORT:=auto}}" "${{RANK:=0}}"; source {ROOT}/run_scripts/_launch.sh; launch "$@"'
+    """`launch SCRIPT [flags]`, awaited."""
 
     def run(script: Path | str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return bash("-c", source, "launch", str(script), *flags, **environment)
+        return bash("-c", LAUNCH, "launch", str(script), *flags, **environment)
 
     return run
 
