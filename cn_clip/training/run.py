@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 from cn_clip.clip.model import CLIP
@@ -32,7 +31,7 @@ from cn_clip.training.run_dir import RunDir, logging_to
 from cn_clip.training.step_log import step_log
 from cn_clip.training.trainer import Plan, Trainer
 from cn_clip.training.training_data import TrainingData, open_sources, order_of
-from cn_clip.training.validation import ValidationResult, validate
+from cn_clip.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ def _train(config: TrainConfig, run_dir: RunDir, ranks: Ranks) -> None:
             ranks=ranks,
             log=log,
             checkpoints=checkpoints,
-            validate=_validation(model, data, ranks),
+            validate=Validation(task.engine, data.valid, ranks, config.validate).run if data.valid else None,
         )
         with explained_worker_death():
             trainer.fit(iter(data.train_loader(first_step=plan.first_step, last_step=max_steps)))
@@ -166,8 +165,3 @@ def _first_step(
         )
     logger.info("=> loaded checkpoint '%s' (epoch %d @ %d steps)", resume_from, position.epoch, step)
     return step
-
-
-def _validation(model: CLIP, data: TrainingData, ranks: Ranks) -> Callable[[], ValidationResult] | None:
-    loader = data.valid.get("")
-    return None if loader is None else lambda: validate(model, loader, ranks)

@@ -1,6 +1,6 @@
 """The folder of a run: its names, its log, and what was asked of it.
 
-logs_dir/name/out_{UTC time}.log, params_{UTC time}.txt, resolved.yaml, metrics.jsonl, checkpoints/
+logs_dir/name/out_{UTC time}.log, params_{UTC time}.txt, resolved.yaml, metrics.jsonl, suspects.jsonl, checkpoints/
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from cn_clip.parallel.ranks import Ranks
 
 LINE = "%(asctime)s | %(levelname)s | Rank {rank} | %(message)s"
 TIME = "%Y-%m-%d,%H:%M:%S"  # people parse these lines: the form is cn-clip's
+METRICS, SUSPECTS, RESOLVED = "metrics.jsonl", "suspects.jsonl", "resolved.yaml"
 
 
 class RunDir:
@@ -50,7 +51,15 @@ class RunDir:
 
     @property
     def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS
+
+    @property
+    def suspects(self) -> Path:
+        return self.path / SUSPECTS
+
+    @property
+    def resolved(self) -> Path:
+        return self.path / RESOLVED
 
     @property
     def log(self) -> Path:
@@ -61,7 +70,7 @@ class RunDir:
         if not self.writes:
             return
         text = yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True)
-        write_atomically(self.path / "resolved.yaml", text.encode())
+        write_atomically(self.resolved, text.encode())
         lines = "".join(f"{name}: {flags[name]}\n" for name in sorted(flags))
         write_atomically(self.path / f"params_{self._started}.txt", lines.encode())
 

@@ -15,7 +15,7 @@ from cn_clip.training.plan import Plan, is_due
 from cn_clip.training.schedule import warmup_cosine
 from cn_clip.training.step_log import StepLog
 from cn_clip.training.task import StepReport, Task
-from cn_clip.training.validation import ValidationResult
+from cn_clip.training.validation import ValidationResults
 
 
 class Trainer:
@@ -28,7 +28,7 @@ class Trainer:
         ranks: Ranks,
         log: StepLog,
         checkpoints: Checkpoints,
-        validate: Callable[[], ValidationResult] | None,
+        validate: Callable[[], ValidationResults] | None,
     ) -> None:
         self._task, self._engine = task, task.engine
         self._plan, self._config, self._ranks = plan, config, ranks
