@@ -52,6 +52,8 @@ class Pair:
     """In the order of the epoch."""
     token_ids: NDArray[np.uint16] | None = None
     """Cached ids of the caption, where the tokenizer of this run gave them."""
+    hard_negatives: tuple[str, ...] = ()
+    """Captions that are wrong for the picture; no more than the batch takes."""
     replaced: tuple[str, ...] = ()
     """Why each pair before it in this place could not be read, when this one stands in."""
 
@@ -132,6 +134,8 @@ class Collate:
 
     tokenizer: Tokenizer
     pad_id: int = 0
+    num_negatives: int = 0
+    """Hard negatives of each pair; one that has fewer gets fillers."""
 
     def __call__(self, pairs: Sequence[Pair | BadPair]) -> PairBatch | BadPair:
         good = [pair for pair in pairs if isinstance(pair, Pair)]
@@ -147,6 +151,21 @@ class Collate:
             pair_ids_B=torch.tensor([pair.pair_id for pair in good]),
             positions_B=torch.tensor([pair.position for pair in good]),
             replaced=tuple(reason for pair in good for reason in pair.replaced),
+            negatives=self._negatives(good) if self.num_negatives else None,
+        )
+
+    def _negatives(self, pairs: Sequence[Pair]) -> Negatives:
+        captions = [
+            (pair.hard_negatives + ("",) * self.num_negatives)[: self.num_negatives] for pair in pairs
+        ]
+        num_own = [min(len(pair.hard_negatives), self.num_negatives) for pair in pairs]
+        all_captions = [caption for own in captions for caption in own]
+        return Negatives(
+            tokens_KL=trim_padding(self.tokenizer(all_captions), self.pad_id),
+            keys_K=torch.tensor([caption_key(caption) for caption in all_captions]),
+            is_filler_K=torch.tensor(
+                [place >= num for num in num_own for place in range(self.num_negatives)]
+            ),
         )
 
     def _tokens(self, pairs: Sequence[Pair]) -> Tensor:

@@ -1,4 +1,7 @@
-"""Captions of a `{split}_texts.jsonl`: one object per line, `{"text_id": 8, "text": "…", "image_ids": [17, 21]}`."""
+"""Captions of a `{split}_texts.jsonl`: one object per line, `{"text_id": 8, "text": "…", "image_ids": [17, 21]}`.
+
+`"hard_negatives": ["…"]` may stand beside them: captions that look right for these pictures and are wrong.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,8 @@ class Caption:
     image_ids: tuple[int, ...]
     row: int
     """Line of the file, from 1."""
+    hard_negatives: tuple[str, ...] = ()
+    """Captions that are wrong for these pictures, though they look right."""
 
 
 def preprocess_text(text: str) -> str:
@@ -105,7 +110,14 @@ def _read_row(line: bytes, row: int, labelled: bool) -> Caption:
         text if type(text) is str else _read_number(text),
         tuple([_read_id(image_id, "image_ids") for image_id in image_ids]),
         row,
+        _read_texts(fields["hard_negatives"], "hard_negatives") if "hard_negatives" in fields else (),
     )
+
+
+def _read_texts(value: Any, field: str) -> tuple[str, ...]:  # Any: whatever the JSON held
+    if type(value) is not list or not all(type(text) is str for text in value):
+        raise _UnusableError(field, f"{_shown(value)} is not a list of texts")
+    return tuple(value)
 
 
 def _read_object(line: bytes) -> dict[str, Any]:  # Any: whatever the JSON holds

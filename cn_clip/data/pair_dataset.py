@@ -31,6 +31,8 @@ class ReadPair:
     """What is random in a transform is a function of it and of the pair's place."""
     tokenizer: str | None = None
     """Fingerprint of the ids the run can use."""
+    num_negatives: int = 0
+    """Hard negatives taken along, at most; where a pair has more, they take turns from epoch to epoch."""
     mask_copies: bool = True
     """Copies of a pair carry its id, so that the loss leaves them out; false numbers them apart."""
 
@@ -49,7 +51,14 @@ class ReadPair:
             pair_id=raw.pair_id if self.mask_copies else position,
             position=position,
             token_ids=raw.token_ids if raw.tokenizer == self.tokenizer else None,
+            hard_negatives=self._negatives(raw.hard_negatives, epoch),
         )
+
+    def _negatives(self, captions: tuple[str, ...], epoch: int) -> tuple[str, ...]:
+        if len(captions) <= self.num_negatives:
+            return captions
+        start = epoch * self.num_negatives % len(captions)
+        return (captions + captions)[start : start + self.num_negatives]
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ class TrainingData:
         self._config, self._sources, self._ranks, self.order = config, sources, ranks, order
         data, image_px = config.data, config.model.image_px or image_preset(config.model.image).image_px
         tokenizer = TowerTokenizer.of(text_preset(config.model.text), data.context_length, pad_id)
-        self._collate = Collate(CaptionTokens(tokenizer), pad_id)
+        self._collate = Collate(CaptionTokens(tokenizer), pad_id, data.hard_negatives)
         self._read_for_training = self._read_pair(train_transform(image_px, data.transform, data.augment))
         read = (exact_transform if data.transform == "exact" else fast_transform)(image_px)
         self._read = self._read_pair(read)
@@ -181,6 +181,7 @@ class TrainingData:
             read_image=read_image,
             seed=self._config.run.seed,
             tokenizer=self._collate.tokenizer.fingerprint,
+            num_negatives=self._config.data.hard_negatives,
             mask_copies=self._config.data.epoch_end == "pad",
         )
 

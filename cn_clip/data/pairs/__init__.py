@@ -31,6 +31,8 @@ class RawPair:
     """Of the caption, without [CLS] and [SEP], as its store has cached them."""
     tokenizer: str | None = None
     """Fingerprint of the tokenizer that gave `token_ids`."""
+    hard_negatives: tuple[str, ...] = ()
+    """Captions that are wrong for the picture, though they look right."""
     where: str = ""
     """What finds it again, for messages; empty where its ids do."""
 

@@ -48,6 +48,7 @@ class LmdbPairs(PairSource):
             pair_id=index,
             token_ids=None if tokens is None else tokens.read(index),
             tokenizer=None if tokens is None else tokens.tokenizer,
+            hard_negatives=pair.hard_negatives,
             where=f"picture {pair.image_id} of {self._split.images.path} (pair {index}, text id {pair.text_id})",
         )
 

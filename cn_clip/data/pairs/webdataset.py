@@ -1,7 +1,8 @@
 """Pairs of tar shards, local or remote, as img2dataset writes them: read in order, nothing unpacked, nothing imported first.
 
 A sample is the members of a tar whose names are the same up to the first dot: a picture (`.jpg`, `.png`, ...), its caption
-(`.txt`, or a field of `.json`), and others that are passed over.
+(`.txt`, or a field of `.json`), and others that are passed over. A list of texts `hard_negatives` in the `.json` are captions
+that look right for the picture and are wrong.
 """
 
 from __future__ import annotations
@@ -103,15 +104,20 @@ class PairReader:
         except ValueError as error:
             return BadPair(f"{where}: {error}")
         facts, own = _facts(sample.contents), _digest(shard.name, sample.key)
-        image_id = _id(facts, "image_id", own)
+        image_id, negatives = _id(facts, "image_id", own), _hard_negatives(facts)
+        if negatives is None:
+            return BadPair(f"{where}: hard_negatives of its .json is not a list of texts")
         if len(captions) == 1:
+            text_id = _id(facts, "text_id", own)
             return RawPair(
-                picture, image_id, _id(facts, "text_id", own), captions[0], pair_id=own, where=where
+                picture, image_id, text_id, captions[0], own, hard_negatives=negatives, where=where
             )
         # in turn, so that as many rounds have each of them once
         place = (own + round_number) % len(captions)
         of_caption = _digest(shard.name, sample.key, str(place))
-        return RawPair(picture, image_id, of_caption, captions[place], pair_id=of_caption, where=where)
+        return RawPair(
+            picture, image_id, of_caption, captions[place], of_caption, hard_negatives=negatives, where=where
+        )
 
 
 def _facts(contents: Contents) -> dict[str, Any]:  # Any: whatever the JSON holds
@@ -119,6 +125,12 @@ def _facts(contents: Contents) -> dict[str, Any]:  # Any: whatever the JSON hold
         return fields_of(contents)
     except ValueError:
         return {}  # the caption is good without it, and the names give ids as well
+
+
+def _hard_negatives(facts: dict[str, Any]) -> tuple[str, ...] | None:  # Any: as above
+    """None where they are something else than texts."""
+    texts = facts.get("hard_negatives", [])
+    return tuple(texts) if type(texts) is list and all(type(text) is str for text in texts) else None
 
 
 def _digest(*names: str) -> int:

@@ -108,7 +108,7 @@ def _add_pairs(split: Split, tables: PairTables) -> None:
     for index in range(len(split.pairs)):
         pair = split.pairs.read(index)
         tokens = split.tokens.read(index).tolist() if split.tokens is not None else None
-        tables.add(pair.image_id, pair.text_id, pair.caption, tokens)
+        tables.add(pair.image_id, pair.text_id, pair.caption, tokens, pair.hard_negatives)
 
 
 def _kept_tokenizer(split: Split, old: Path, tokenizer: str | None) -> str | None:

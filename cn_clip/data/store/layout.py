@@ -2,7 +2,7 @@
 
 | folder | key | format 2 (ours) | format 1 (the reference's) |
 |---|---|---|---|
-| pairs | ascii `0` … `N-1` | JSON `[image_id, text_id, caption]` | pickle of `(image_id, text_id, caption)` |
+| pairs | ascii `0` … `N-1` | JSON `[image_id, text_id, caption]`, or with a list of hard negatives after it | pickle of `(image_id, text_id, caption)` |
 | pairs | `columns:0`, `columns:1`, … | int64 LE (3, n): image ids, text ids, caption keys of 65,536 pairs each; XXH3-32 | none |
 | pairs | `num_samples` | a sentence for the old program | ascii N |
 | imgs, imgs-00001, … | ascii image id | the encoded picture as it came (JPEG, PNG, …) | its base64 text; one folder |
@@ -41,6 +41,7 @@ from xxhash import xxh3_64_intdigest
 from cn_clip.data.captions import MAX_ID
 from cn_clip.data.store.old_pickle import read_flat_pickle
 from cn_clip.data.table_format import STANDARD_ALPHABET
+from cn_clip.errors import ConfigError
 
 Format = Literal["v2", "reference"]
 
@@ -128,33 +129,45 @@ def encode_meta(kind: str, count: int, **fields: object) -> bytes:
     return json.dumps({"format": kind, "version": VERSION, "count": count, **fields}).encode()
 
 
-def encode_pair(image_id: int, text_id: int, caption: str, store_format: Format) -> bytes:
+def encode_pair(
+    image_id: int, text_id: int, caption: str, store_format: Format, hard_negatives: Sequence[str] = ()
+) -> bytes:
+    """ConfigError for hard negatives in the reference's format."""
     if store_format == "reference":
+        if hard_negatives:
+            raise ConfigError(
+                f"the reference's format has no place for hard_negatives (text id {text_id}): build with --format v2, or "
+                "take them out of the captions"
+            )
         # protocol 4 is what Python 3.8 to 3.13 write by default
         return pickle.dumps((image_id, text_id, caption), protocol=4)
-    record = [image_id, text_id, caption]
+    record: list[object] = [image_id, text_id, caption]
+    if hard_negatives:
+        record.append(list(hard_negatives))
     try:
         return _to_json(record).encode()
     except UnicodeEncodeError:  # half of a surrogate pair has no UTF-8, but it does have a JSON escape
         return _to_ascii_json(record).encode()
 
 
-def decode_pair(value: bytes) -> tuple[int, int, str]:
-    """(image id, text id, caption) of a format 2 value; ValueError for anything else."""
+def decode_pair(value: bytes) -> tuple[int, int, str, tuple[str, ...]]:
+    """(image id, text id, caption, hard negatives) of a format 2 value; ValueError for anything else."""
     record = json.loads(value)
     match record:
         case [int(image_id), int(text_id), str(caption)]:
-            return _checked_id(image_id), _checked_id(text_id), caption
+            return _checked_id(image_id), _checked_id(text_id), caption, ()
+        case [int(image_id), int(text_id), str(caption), [*texts]] if all(type(t) is str for t in texts):
+            return _checked_id(image_id), _checked_id(text_id), caption, tuple(texts)
     raise ValueError(f"not [image id, text id, caption] but {record!r:.80}")
 
 
-def decode_reference_pair(value: bytes) -> tuple[int, int, str]:
-    """(image id, text id, caption) of a format 1 value, nothing executed; ValueError for anything else.
+def decode_reference_pair(value: bytes) -> tuple[int, int, str, tuple[str, ...]]:
+    """(image id, text id, caption, no hard negatives) of a format 1 value, nothing executed; ValueError for anything else.
 
     Ids and captions of the wrong kind are taken where their meaning is certain: the reference stored what the JSONL held.
     """
     image_id, text_id, caption = read_flat_pickle(value)
-    return _checked_id(int(image_id)), _checked_id(int(text_id)), str(caption)
+    return _checked_id(int(image_id)), _checked_id(int(text_id)), str(caption), ()
 
 
 def _checked_id(number: int) -> int:

@@ -22,6 +22,8 @@ class PairRecord:
     text_id: int
     caption: str
     """As it was written; `captions.preprocess_text` makes it ready for the tokenizer."""
+    hard_negatives: tuple[str, ...] = ()
+    """Captions that are wrong for the picture, though they look right."""
 
 
 @dataclass(frozen=True, eq=False)

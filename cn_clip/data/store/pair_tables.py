@@ -41,10 +41,17 @@ class PairTables:
         self._tokens = GrowingTable(folder / layout.TOKENS_FOLDER) if tokenizer is not None else None
         self._columns = self._begun_columns()
 
-    def add(self, image_id: int, text_id: int, caption: str, token_ids: Sequence[int] | None = None) -> None:
+    def add(
+        self,
+        image_id: int,
+        text_id: int,
+        caption: str,
+        token_ids: Sequence[int] | None = None,
+        hard_negatives: Sequence[str] = (),
+    ) -> None:
         """Keep the next pair."""
         key = layout.number_key(self.num_pairs)
-        value = layout.encode_pair(image_id, text_id, caption, self._format)
+        value = layout.encode_pair(image_id, text_id, caption, self._format, hard_negatives)
         self._pairs.put(key, value)
         self._content.update(value)
         if self._tokens is not None:

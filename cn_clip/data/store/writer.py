@@ -126,10 +126,15 @@ class SplitWriter:
         self._pictures.add(image_id, picture, source, size)
 
     def add_pair(
-        self, image_id: int, text_id: int, caption: str, token_ids: Sequence[int] | None = None
+        self,
+        image_id: int,
+        text_id: int,
+        caption: str,
+        token_ids: Sequence[int] | None = None,
+        hard_negatives: Sequence[str] = (),
     ) -> None:
         """Keep the next pair; `token_ids` of the whole caption, without [CLS] and [SEP], where `tokenizer` is one."""
-        self._pairs.add(image_id, text_id, caption, token_ids)
+        self._pairs.add(image_id, text_id, caption, token_ids, hard_negatives)
 
     def has_image(self, image_id: int) -> bool:
         """Whether the split has this picture so far."""

@@ -105,7 +105,7 @@ def add_pairs(
             there = new
         token_ids = caption_ids(preprocess_text(caption.text)) if caption_ids and there else None
         for image_id in there:
-            writer.add_pair(image_id, caption.text_id, caption.text, token_ids)
+            writer.add_pair(image_id, caption.text_id, caption.text, token_ids, caption.hard_negatives)
     orphans.finish()
     return PairingCounts(
         orphans.num_losers, orphans.num_left_out, num_known_captions, num_known_pairs, num_other_texts
