@@ -21,6 +21,7 @@ from cn_clip.training.checkpoints.background import Background
 from cn_clip.training.checkpoints.content import Captured
 from cn_clip.training.checkpoints.files import BEST, LATEST, CheckpointFiles, epoch_file, step_file
 from cn_clip.training.checkpoints.position import Position
+from cn_clip.training.checkpoints.reading import SavedRun
 from cn_clip.training.checkpoints.state import RunState
 from cn_clip.training.plan import Plan, is_due
 from cn_clip.training.run_dir import RunDir
@@ -54,7 +55,6 @@ class Saver:
         self._ranks: Ranks = state.engine.ranks
         self._files = CheckpointFiles(run_dir.checkpoints)
         self._writing = Background()
-        self._last_position: Position | None = None
         self._last_save = clock()
         if run_dir.writes:
             self._files.remove_partial()
@@ -69,6 +69,11 @@ class Saver:
             self.close()
         elif isinstance(error, Exception):  # not Ctrl-C: whoever aborts does not wait
             self._finish_beside(error)
+
+    def own_files_of(self, saved: SavedRun) -> None:
+        """Go on counting the files of the run that `saved` is from, where it is this one."""
+        if saved.path.parent.resolve() == self._files.folder.resolve():
+            self._state.own_files = saved.own_files
 
     def notices(self) -> int:
         """This rank's bits, for `after_step` of all."""
@@ -144,7 +149,7 @@ class Saver:
         state = self._state
         state.own_files = [name for name in state.own_files if name not in own] + own
         captured = state.capture(position)
-        self._last_position, self._last_save = position, self._clock()
+        self._last_save = self._clock()
         keep = self._settings.keep_last
         if captured is not None:
             job = partial(self._write, [*names, LATEST], captured, state.own_files, keep)
