@@ -1,145 +1,113 @@
-"""The tiled exact engine: both directions of the contrastive loss from one pass over tiles of the logits.
+"""Logits a tile at a time: no rank ever holds more of the N x N matrix, forward or backward.
 
-No rank ever holds more than a tile of the N x N logits. A rank holds its own rows of pictures against the captions of
-all ranks; one tile S = s·I·Tᵀ feeds the log-sum-exp of its rows and of its columns, the columns are then combined over
-ranks, and a second pass forms dLoss/dS tile by tile. Prior art: Inf-CL (arXiv:2410.17243) and the memory-efficient CLIP
-loss of DINOv3.
+A rank holds its own rows of pictures against the captions of all ranks. One tile S = s·I·Tᵀ (+ b) serves both directions;
+given dLoss/dS of a tile, the derivatives of the features and of s are summed up. Prior art: Inf-CL (arXiv:2410.17243) and
+the memory-efficient CLIP loss of DINOv3.
 
-Shapes: R rows of this rank, N columns of all ranks, E embedding; i, j rows and columns of one tile.
+Shapes: R rows of this rank, M columns of all ranks, E embedding; i, j rows and columns of one tile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from cn_clip.losses.pair import GatherColumns, PairGradients, PairIds
+DEFAULT_TILE = 2048
+"""Rows and columns: as fast as larger ones on CPU (tests/benchmarks/loss.py) with a quarter of the memory of 4096."""
 
 
-@dataclass
-class _Line:
-    """What one direction gathers over its tiles, each (R,) for rows or (N,) for columns."""
+@dataclass(frozen=True)
+class Tile:
+    """A piece of the logits; its buffers are used again for the next one."""
 
-    lse: Tensor
-    """Log of the sum of exponentials."""
-    positives: Tensor
-    """Number of positives."""
-    positive_logits: Tensor
-    """Sum of the logits of the positives."""
-    best: Tensor
-    """Largest logit."""
-    hit: Tensor
-    """1 where the largest logit is a positive's."""
-
-    @classmethod
-    def empty(cls, num: int, like: Tensor) -> _Line:
-        lowest = like.new_full((num,), torch.finfo(like.dtype).min)
-        zeros = like.new_zeros(num)
-        return cls(lowest.clone(), zeros.clone(), zeros.clone(), lowest, zeros)
-
-    def add(self, at: slice, logits: Tensor, match: Tensor, dim: int) -> None:
-        """Take in a tile; `dim` is the axis of the tile that is summed away."""
-        self.lse[at] = torch.logaddexp(self.lse[at], logits.logsumexp(dim))
-        self.positives[at] += match.sum(dim)
-        self.positive_logits[at] += logits.masked_fill(~match, 0).sum(dim)
-        best, where = logits.max(dim)
-        hit = match.gather(dim, where.unsqueeze(dim)).squeeze(dim).to(logits.dtype)
-        better = best > self.best[at]
-        self.hit[at] = torch.where(better, hit, self.hit[at])
-        self.best[at] = torch.where(better, best, self.best[at])
-
-    def stacked(self) -> Tensor:
-        return torch.stack([self.lse, self.positives, self.positive_logits, self.best, self.hit])
-
-    @classmethod
-    def combined(cls, parts_W5N: Tensor) -> _Line:
-        """One line from the lines that W ranks gathered over their own rows."""
-        lse, positives, positive_logits, best, hit = parts_W5N.unbind(1)
-        first = best.argmax(0, keepdim=True)  # the lowest rank wins a tie, on every rank alike
-        return cls(
-            lse.logsumexp(0), positives.sum(0), positive_logits.sum(0), best.amax(0), hit.gather(0, first)[0]
-        )
-
-    def losses(self) -> Tensor:
-        """Cross entropy of each line in nats."""
-        return self.lse - self.positive_logits / self.positives
+    i: slice
+    j: slice
+    logits: Tensor
+    """(i, j)"""
+    spare: Tensor
+    """(i, j) to compute in."""
+    scaled_iE: Tensor
+    """s·I of its rows."""
 
 
-@torch.no_grad()
-def contrastive_gradients(
-    image_RE: Tensor,
-    text_NE: Tensor,
-    scale: Tensor,
-    row_ids: PairIds,
-    column_ids: PairIds,
-    gather_columns: GatherColumns,
-    *,
-    targets: str,
-    tile: int,
-) -> PairGradients:
-    """Loss and derivatives of one rank's rows; see `PairGradients` for what is whole and what is a share.
-
-    With Y the targets, the loss is the mean over rows and columns of `lse - ΣY·S / ΣY`, so
-    dLoss/dS = (e^(S - lse_row) + e^(S - lse_col) - Y/ΣY_row - Y/ΣY_col) / 2N.
-    """
-    row, column = _Line.empty(len(image_RE), image_RE), _Line.empty(len(text_NE), text_NE)
-    # an epoch is padded with copies; comparing ids in every tile costs time, so they are looked for once
-    has_copies = len(column_ids.pair_ids.unique()) < len(text_NE)
-    judge = partial(_judged, rows=row_ids, columns=column_ids, targets=targets, has_copies=has_copies)
-    for i, j in _tiles(len(image_RE), len(text_NE), tile):
-        logits, match = judge(scale * (image_RE[i] @ text_NE[j].T), i, j)
-        row.add(i, logits, match, dim=1)
-        column.add(j, logits, match, dim=0)
-    column = _Line.combined(gather_columns(column.stacked()))
-
-    num = len(text_NE)
-    d_image_RE, d_text_NE, d_scale = (
-        torch.zeros_like(image_RE),
-        torch.zeros_like(text_NE),
-        torch.zeros_like(scale),
-    )
-    for i, j in _tiles(len(image_RE), len(text_NE), tile):
-        cosine = image_RE[i] @ text_NE[j].T
-        logits, match = judge(scale * cosine, i, j)
-        weight = (1 / row.positives[i, None] + 1 / column.positives[None, j]).masked_fill_(~match, 0)
-        d_logits = (logits - row.lse[i, None]).exp_() + (logits - column.lse[None, j]).exp_() - weight
-        d_logits /= 2 * num
-        d_scale += (d_logits * cosine).sum()
-        d_logits *= scale
-        d_image_RE[i] += d_logits @ text_NE[j]
-        d_text_NE[j] += d_logits.T @ image_RE[i]
-
-    share = len(image_RE) / num  # of the columns' mean, which every rank holds whole
-    loss = row.losses().sum() / (2 * num) + share * column.losses().mean() / 2
-    return PairGradients(loss, d_image_RE, d_text_NE, d_scale, row.hit.sum(), column.hit.sum())
+@contextmanager
+def plain_arithmetic(device: torch.device) -> Iterator[None]:
+    """Without autograd and outside autocast: sums over a whole batch need the features' full precision."""
+    has_autocast = torch.amp.is_autocast_available(device.type)
+    with (
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False) if has_autocast else nullcontext(),
+    ):
+        yield
 
 
-def _tiles(num_rows: int, num_columns: int, tile: int) -> Iterator[tuple[slice, slice]]:
-    for top in range(0, num_rows, tile):
-        for left in range(0, num_columns, tile):
-            yield slice(top, min(top + tile, num_rows)), slice(left, min(left + tile, num_columns))
+class Tiles:
+    """Walks over the tiles of the logits and adds up what flows back; computes in fp32, in fp64 for fp64 features."""
+
+    def __init__(
+        self,
+        image_RE: Tensor,
+        text_ME: Tensor,
+        scale: Tensor,
+        tile: int,
+        *,
+        num_paired: int | None = None,
+        bias: Tensor | None = None,
+    ) -> None:
+        """No tile has columns on both sides of column `num_paired`."""
+        is_double = image_RE.dtype == text_ME.dtype == torch.float64
+        self.dtype = torch.float64 if is_double else torch.float32
+        self.image_RE, self.text_ME = image_RE.to(self.dtype), text_ME.to(self.dtype)
+        self.scale = scale.to(self.dtype).reshape(())
+        self._bias = None if bias is None else bias.to(self.dtype).reshape(())
+        self._scale_shape = scale.shape
+        self._tile = tile
+        num_rows, num_columns = len(image_RE), len(text_ME)
+        num_paired = num_columns if num_paired is None else num_paired
+        self.row_blocks = _blocks(0, num_rows, tile)
+        self.column_blocks = [*_blocks(0, num_paired, tile), *_blocks(num_paired, num_columns, tile)]
+        cells = min(tile, num_rows) * min(tile, num_columns)
+        self._logits, self._spare = self.image_RE.new_empty(2, cells)
+        self._image_gradient_RE: Tensor | None = None
+        self._text_gradient_ME: Tensor | None = None
+
+    def walk(self) -> Iterator[Tile]:
+        """All tiles, row block by row block."""
+        for i in self.row_blocks:
+            scaled_iE = self.image_RE[i] * self.scale
+            for j in self.column_blocks:
+                shape = (i.stop - i.start, j.stop - j.start)
+                logits, spare = (
+                    buffer[: shape[0] * shape[1]].view(shape) for buffer in (self._logits, self._spare)
+                )
+                torch.mm(scaled_iE, self.text_ME[j].T, out=logits)
+                if self._bias is not None:
+                    logits.add_(self._bias)
+                yield Tile(i, j, logits, spare, scaled_iE)
+
+    def back(self, tile: Tile, d_logits_ij: Tensor) -> None:
+        """Take in dLoss/dS of a tile."""
+        if self._image_gradient_RE is None or self._text_gradient_ME is None:
+            self._image_gradient_RE = torch.zeros_like(self.image_RE)
+            self._text_gradient_ME = torch.zeros_like(self.text_ME)
+        self._image_gradient_RE[tile.i].addmm_(d_logits_ij, self.text_ME[tile.j])
+        self._text_gradient_ME[tile.j].addmm_(d_logits_ij.T, tile.scaled_iE)
+
+    def gradients(self, factor: float) -> tuple[Tensor, Tensor, Tensor]:
+        """`factor` times the derivatives of images (R, E), texts (M, E) and scale. Ends this object's work."""
+        image_RE, text_ME = self._image_gradient_RE, self._text_gradient_ME
+        assert image_RE is not None and text_ME is not None, "`back` comes first"
+        # Still without the scale: ds = Σ dS·cos = Σ I·(dS·T), so no tile of cosines is needed.
+        scale = sum((self.image_RE[i] * image_RE[i]).sum() for i in self.row_blocks)
+        assert isinstance(scale, Tensor)
+        image_RE *= self.scale * factor
+        text_ME *= factor
+        return image_RE, text_ME, (scale * factor).reshape(self._scale_shape)
 
 
-def _judged(
-    logits_ij: Tensor, i: slice, j: slice, *, rows: PairIds, columns: PairIds, targets: str, has_copies: bool
-) -> tuple[Tensor, Tensor]:
-    """Logits of a tile with what must not count at -inf, and where its positives are."""
-    own = rows.positions[i, None] == columns.positions[None, j]
-    if targets == "diagonal" and not has_copies:
-        return logits_ij, own
-    if targets == "diagonal":
-        copies = rows.pair_ids[i, None] == columns.pair_ids[None, j]
-        return logits_ij.masked_fill(copies & ~own, float("-inf")), own
-    same = (
-        own
-        | (rows.image_ids[i, None] == columns.image_ids[None, j])
-        | (rows.text_ids[i, None] == columns.text_ids[None, j])
-        | (rows.caption_keys[i, None] == columns.caption_keys[None, j])
-    )
-    if targets == "positives":
-        return logits_ij, same
-    return logits_ij.masked_fill(same & ~own, float("-inf")), own
+def _blocks(start: int, stop: int, size: int) -> list[slice]:
+    return [slice(at, min(at + size, stop)) for at in range(start, stop, size)]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cn_clip.losses.pair import PairIds
-from cn_clip.losses.tiles import contrastive_gradients
+from cn_clip.losses.pair.contrastive import contrastive_gradients
 
 NUM, EMBED = 12, 8
 IMAGE_IDS = torch.tensor([0, 0, 1, 1, 2, 3, 4, 5, 6, 6, 7, 8])
@@ -58,7 +58,7 @@ def test_equals_the_dense_form(targets: str, tile: int) -> None:
     )
     torch.testing.assert_close(found.loss, dense.detach(), rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(found.image_RE, image.grad, rtol=0, atol=1e-14)
-    torch.testing.assert_close(found.text_NE, text.grad, rtol=0, atol=1e-14)
+    torch.testing.assert_close(found.text_ME, text.grad, rtol=0, atol=1e-14)
     torch.testing.assert_close(found.scale, scale.grad, rtol=0, atol=1e-14)
 
 
@@ -96,7 +96,7 @@ def test_shares_of_ranks_add_up(targets: str, num_ranks: int) -> None:
     torch.testing.assert_close(
         torch.cat([share.image_RE for share in shares]), image.grad, rtol=0, atol=1e-14
     )
-    torch.testing.assert_close(sum(share.text_NE for share in shares), text.grad, rtol=0, atol=1e-14)
+    torch.testing.assert_close(sum(share.text_ME for share in shares), text.grad, rtol=0, atol=1e-14)
     torch.testing.assert_close(sum(share.scale for share in shares), scale.grad, rtol=0, atol=1e-14)
 
 
@@ -141,4 +141,4 @@ def test_copies_of_a_pair_are_never_negatives(targets: str, tile: int) -> None:
     expected.backward()
     torch.testing.assert_close(found.loss, expected.detach(), rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(found.image_RE, image.grad, rtol=0, atol=1e-14)
-    torch.testing.assert_close(found.text_NE, text.grad, rtol=0, atol=1e-14)
+    torch.testing.assert_close(found.text_ME, text.grad, rtol=0, atol=1e-14)
