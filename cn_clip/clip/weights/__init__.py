@@ -8,15 +8,19 @@ from cn_clip.clip.weights.guess import describe_towers, guess_image_px, guess_to
 from cn_clip.clip.weights.layouts import Weights
 from cn_clip.clip.weights.loading import load_image_tower, load_into, load_text_tower, model_weights
 from cn_clip.clip.weights.optimizer import (
+    decays_in_reference,
     optimizer_state_from_reference,
     optimizer_state_to_reference,
     parameter_names,
     split_decay,
+    state_for_file,
+    state_for_run,
 )
 
 __all__ = [
     "Checkpoint",
     "Weights",
+    "decays_in_reference",
     "describe_towers",
     "guess_image_px",
     "guess_towers",
@@ -29,4 +33,6 @@ __all__ = [
     "parameter_names",
     "read_checkpoint",
     "split_decay",
+    "state_for_file",
+    "state_for_run",
 ]
