@@ -79,22 +79,60 @@ def ranks_of_first_right(
     """
     tiling = tiling or Tiling()
     right_of_n, right_of_T = _best_right(pictures, captions, right, exchange, tiling)
-    ahead_n, ahead_T = torch.zeros_like(right_of_n), torch.zeros_like(right_of_T)
+    ahead_n, ahead_T = torch.zeros_like(right_of_n.places), torch.zeros_like(right_of_T.places)
     for block in _blocks(captions, exchange, tiling):
-        ahead_b = right_of_T.new_zeros(len(block.places_n))
+        right_of_b = right_of_T.part(block.places_n)
+        ahead_b = torch.zeros_like(right_of_b.places)
         block_bE = block.features_nE.double()
         for start in range(0, len(pictures.places_n), tiling.pictures):
             rows = slice(start, start + tiling.pictures)
             tile = pictures.part(rows).to(exchange.device)
-            scores_ib = tile.features_nE.double() @ block_bE.T
-            height_ib = _height(scores_ib)
-            ahead_n[rows] += (height_ib + _precedence(block.places_n) > right_of_n[rows, None]).sum(1)
-            precedence_i1 = _precedence(tile.places_n)[:, None]
-            ahead_b += (height_ib + precedence_i1 > right_of_T[block.places_n]).sum(0)
+            scores_ib = _rounded(tile.features_nE.double() @ block_bE.T)
+            ahead_n[rows] += right_of_n.part(rows).column().is_behind(scores_ib, block.places_n).sum(1)
+            ahead_b += right_of_b.is_behind(scores_ib, tile.places_n[:, None]).sum(0)
         ahead_T[block.places_n] = ahead_b
-    ahead_I = right_of_n.new_zeros(len(right.pictures))
+    ahead_I = ahead_n.new_zeros(len(right.pictures))
     ahead_I[pictures.places_n.to(exchange.device)] = ahead_n
     return exchange.add_up(ahead_I) + 1, exchange.add_up(ahead_T) + 1
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """Where answers stand: by their scores, equal ones by their places."""
+
+    scores: Tensor
+    places: Tensor
+
+    def part(self, rows: slice | Tensor) -> _Standing:
+        return _Standing(self.scores[rows], self.places[rows])
+
+    def column(self) -> _Standing:
+        return _Standing(self.scores[:, None], self.places[:, None])
+
+    def is_behind(self, scores: Tensor, places: Tensor) -> Tensor:
+        """Whether a candidate of this score and place stands before the answer."""
+        return (scores > self.scores) | ((scores == self.scores) & (places < self.places))
+
+    @classmethod
+    def of(cls, keys: Tensor) -> _Standing:
+        """Read back from `_keys`."""
+        scores = _flipped(keys >> 32).to(torch.int32).view(torch.float32)
+        return cls(scores, _LOW_BITS - (keys & _LOW_BITS))
+
+
+def _keys(scores: Tensor, places: Tensor) -> Tensor:
+    """Integers, the greater the further to the front: a maximum of them is the best answer."""
+    return (_flipped(scores.view(torch.int32).long()) << 32) + (_LOW_BITS - places)
+
+
+def _flipped(bits: Tensor) -> Tensor:
+    """Bits of float32 in the order of the numbers, and back: those of negative ones count downwards."""
+    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def _rounded(scores: Tensor) -> Tensor:
+    """As float32; what is no number is the lowest, and there is one zero."""
+    return scores.float().nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).add_(0.0)
 
 
 def _blocks(captions: Features, exchange: Exchange, tiling: Tiling) -> Iterator[Features]:
@@ -113,8 +151,8 @@ def _blocks(captions: Features, exchange: Exchange, tiling: Tiling) -> Iterator[
 
 def _best_right(
     pictures: Features, captions: Features, right: RightPairs, exchange: Exchange, tiling: Tiling
-) -> tuple[Tensor, Tensor]:
-    """Standing of the best right caption of this rank's pictures (n,), and of the best right picture of all captions (T,)."""
+) -> tuple[_Standing, _Standing]:
+    """Of the best right caption of this rank's pictures (n,), and of the best right picture of all captions (T,)."""
     device, lowest = exchange.device, torch.iinfo(torch.int64).min
     right_of_n = torch.full((len(pictures.places_n),), lowest, device=device)
     right_of_T = torch.full((len(right.captions),), lowest, device=device)
@@ -124,13 +162,12 @@ def _best_right(
         right_of_b = right_of_T.new_full((len(block.places_n),), lowest)
         for rows_c, columns_c in _right_pairs(joins, text_T[block.places_n], pictures.features_nE.shape[1]):
             own = pictures.part(rows_c.to(pictures.places_n.device)).to(device)
-            scores_c = (own.features_nE.double() * block.features_nE[columns_c].double()).sum(-1)
-            height_c = _height(scores_c)
-            of_rows, of_columns = _precedence(block.places_n[columns_c]), _precedence(own.places_n)
-            right_of_n.scatter_reduce_(0, rows_c, height_c + of_rows, "amax")
-            right_of_b.scatter_reduce_(0, columns_c, height_c + of_columns, "amax")
+            products_cE = own.features_nE.double() * block.features_nE[columns_c].double()
+            scores_c = _rounded(products_cE.sum(-1))
+            right_of_n.scatter_reduce_(0, rows_c, _keys(scores_c, block.places_n[columns_c]), "amax")
+            right_of_b.scatter_reduce_(0, columns_c, _keys(scores_c, own.places_n), "amax")
         right_of_T[block.places_n] = exchange.gather(right_of_b[None]).amax(0)
-    return right_of_n, right_of_T
+    return _Standing.of(right_of_n), _Standing.of(right_of_T)
 
 
 @dataclass(frozen=True)
@@ -163,15 +200,3 @@ def _right_pairs(joins: _Joins, text_b: Tensor, width: int) -> Iterator[tuple[Te
         join_c = torch.searchsorted(ends, pair_c, right=True)
         offset_c = pair_c - (ends - num)[join_c]
         yield rows[join_c], columns[first[join_c] + offset_c]
-
-
-def _height(scores: Tensor) -> Tensor:
-    """Integers in the order of the scores as float32, with their low 32 bits free for what decides between equal ones."""
-    scores = scores.float().nan_to_num(nan=-torch.inf) + 0.0  # + 0.0: -0.0 equals 0.0
-    bits = scores.view(torch.int32).long()
-    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits) << 32  # bits of floats below zero count downwards
-
-
-def _precedence(places: Tensor) -> Tensor:
-    """Low bits: of equal scores the lower place stands first."""
-    return _LOW_BITS - places
