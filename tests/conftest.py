@@ -22,6 +22,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub
 RunReference = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--exhaustive", action="store_true", help="also run the tests marked exhaustive")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the tests marked exhaustive out unless they are asked for."""
+    if config.getoption("--exhaustive"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+
+
 @pytest.fixture(scope="session")
 def reference_dir() -> Path:
     """Folder that holds the reference package, to be put on PYTHONPATH of a subprocess; installed once per checkout."""

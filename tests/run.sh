@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that must hold: format, lint, types, import layers, tests. Sets up .venv unless an environment is active.
 # usage: bash tests/run.sh [--quick | --all] [words of pytest]
-#   --quick  without the tests marked slow, for the time between two edits; --all, the default, runs every test
+#   --quick  without the tests marked slow, for the time between two edits
+#   --all    with the tests marked exhaustive, which take many minutes and are left out otherwise
 # The reference package (cn-clip 1.6.0), against which numbers are compared, is installed by the tests into a folder of
 # its own (.venv/reference), never into the environment; CN_CLIP_REFERENCE_DIR names a folder that has it already.
 set -euo pipefail
@@ -16,7 +17,10 @@ case ${1:-} in
         marks=(-m "not slow")
         shift
         ;;
-    --all) shift ;;
+    --all)
+        marks=(--exhaustive)
+        shift
+        ;;
 esac
 
 failed=()

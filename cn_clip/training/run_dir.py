@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from cn_clip.errors import DataError
+from cn_clip.errors import CnClipError, DataError, Preempted
 from cn_clip.files import write_atomically
 from cn_clip.parallel.ranks import Ranks
 
@@ -77,7 +77,7 @@ class RunDir:
 
 @contextmanager
 def logging_to(run_dir: RunDir, ranks: Ranks, *, debug: bool) -> Iterator[None]:
-    """Log lines of this process on stderr, and in the run's log when this rank writes; closed at the end."""
+    """Log lines of this process on stderr, and in the run's log when this rank writes, with what ends the run last."""
     root, level = logging.getLogger(), logging.DEBUG if debug else logging.INFO
     formatter = logging.Formatter(LINE.format(rank=ranks.rank), datefmt=TIME)
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
@@ -97,8 +97,19 @@ def logging_to(run_dir: RunDir, ranks: Ranks, *, debug: bool) -> Iterator[None]:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         yield
+    except Exception as error:
+        for handler in handlers[1:]:  # on stderr the door says it, or Python
+            handler.handle(_last_word(error))
+        raise
     finally:
         root.setLevel(previous_level)
         for handler in handlers:
             root.removeHandler(handler)
             handler.close()
+
+
+def _last_word(error: Exception) -> logging.LogRecord:
+    """What ended the run, with the stack where it is our mistake."""
+    level = logging.INFO if isinstance(error, Preempted) else logging.ERROR
+    stack = None if isinstance(error, CnClipError) else (type(error), error, error.__traceback__)
+    return logging.LogRecord(__name__, level, __file__, 0, str(error), None, stack)
