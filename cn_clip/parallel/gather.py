@@ -55,6 +55,15 @@ def from_main(value: Plain, ranks: Ranks) -> Plain:
     return box[0]
 
 
+def gather_objects(value: Plain, ranks: Ranks) -> list[Plain]:
+    """What each rank holds, in rank order, on every rank; for small plain values."""
+    if ranks.world_size == 1:
+        return [value]
+    values: list[Plain] = [value] * ranks.world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
 def any_rank(flags: Sequence[bool], ranks: Ranks) -> list[bool]:
     """Which of the flags is raised on at least one rank."""
     if ranks.world_size == 1:

@@ -33,10 +33,10 @@ class Ranks:
 
 
 @contextmanager
-def start_ranks(device: str = "auto") -> Iterator[Ranks]:
+def start_ranks(device: str = "auto", timeout: timedelta = JOIN_TIMEOUT) -> Iterator[Ranks]:
     """Join the other ranks when torchrun started this process, else be the only one; leave them at the end.
 
-    Raises DeviceError for a device that is not there, LaunchError when the ranks cannot meet.
+    `timeout`: how long a rank waits for the others, to join and in each collective. Raises DeviceError for a device that is not there, LaunchError when the ranks cannot meet.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = pick_device(device, local_rank)
@@ -45,7 +45,7 @@ def start_ranks(device: str = "auto") -> Iterator[Ranks]:
     if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks(rank=0, world_size=1, local_rank=local_rank, device=chosen)
         return
-    _join("nccl" if chosen.type == "cuda" else "gloo")
+    _join("nccl" if chosen.type == "cuda" else "gloo", timeout)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank, chosen)
         dist.barrier()  # or a rank that is done closes the connections that a slower one still needs
@@ -83,9 +83,9 @@ def _check_cuda(device: torch.device, local_rank: int) -> None:
         )
 
 
-def _join(backend: str) -> None:
+def _join(backend: str, timeout: timedelta) -> None:
     try:
-        dist.init_process_group(backend, timeout=JOIN_TIMEOUT)
+        dist.init_process_group(backend, timeout=timeout)
     except (dist.DistError, ValueError, RuntimeError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

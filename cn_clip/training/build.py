@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-import pkgutil
-from typing import Any, cast
+import math
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -15,39 +15,20 @@ from cn_clip.clip.precision import convert_weights
 from cn_clip.clip.presets import image_preset, text_preset
 from cn_clip.clip.weights import load_image_tower, load_into, load_text_tower, model_weights, read_checkpoint
 from cn_clip.config.load import build, to_plain
-from cn_clip.config.schema import Model, Settings, TrainConfig
+from cn_clip.config.schema import Model, Part, Settings, TrainConfig
 from cn_clip.errors import ConfigError
+from cn_clip.losses.pair import PairLoss, sigmoid
 from cn_clip.parallel.engines import Engine
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.parallel.rng import seeded, stable_seed
-from cn_clip.parallel.wrap import freeze, wrap
+from cn_clip.parallel.wrap import wrap
+from cn_clip.training.contrastive_task import ContrastiveTask, Encoding
+from cn_clip.training.mask_schedule import MaskSchedule
+from cn_clip.training.registry import module_of, resolve_options
+from cn_clip.training.timeline import Leg
 
 logger = logging.getLogger(__name__)
-
-FOLDERS = {
-    "pairs": "cn_clip.data.pairs",
-    "augment": "cn_clip.clip.augment",
-    "pair_loss": "cn_clip.losses.pair",
-}
-"""Registry folder of each kind of part."""
-
-
-def module_of(kind: str, name: str) -> Any:  # Any: a module; its contract is in the folder's docstring
-    """Module `name` of the registry folder of `kind`; ConfigError lists the folder when it has none."""
-    folder = FOLDERS[kind]
-    names = [found.name for found in pkgutil.iter_modules(importlib.import_module(folder).__path__)]
-    if name not in names:
-        raise ConfigError(
-            f"there is no {kind.replace('_', ' ')} of type {name!r}; choose from {', '.join(names)}"
-        )
-    return importlib.import_module(f"{folder}.{name}")
-
-
-def resolve_options(kind: str, name: str) -> type:
-    """`Options` of a registry module."""
-    options: type = module_of(kind, name).Options
-    return options
 
 
 def build_config(settings: Settings) -> TrainConfig:
@@ -80,20 +61,17 @@ def _check_context_length(config: TrainConfig) -> None:
         )
 
 
-def build_clip(settings: Model, seed: int) -> CLIP:
+def build_clip(settings: Model, seed: int, loss: Part | None = None) -> CLIP:
     """Model with the weights the settings name, fresh ones from `seed` where they name none."""
     with seeded(stable_seed(seed), torch.device("cpu")):
-        model = build_model(settings.image, settings.text)
+        model = build_model(settings.image, settings.text, settings.image_px)
+    if loss is not None and isinstance(loss.options, sigmoid.Options):
+        model.add_logit_bias(loss.options.initial_bias)
+        nn.init.constant_(model.logit_scale, math.log(loss.options.initial_scale))
     if settings.image_weights:
         load_image_tower(model, settings.image_weights)
     if settings.text_weights:
         load_text_tower(model, settings.text_weights)
-    if settings.flash_attention and torch.cuda.is_available():
-        logger.info("Using FlashAttention.")
-    elif settings.flash_attention:
-        logger.warning(
-            "model.flash_attention (--use-flash-attention) does nothing on this device: no flash kernel."
-        )
     if settings.mask_ratio > 0 and image_preset(settings.image).tower == "resnet":
         logger.info("Note: mask_ratio > 0 (FLIP) only works for ViT towers and does nothing for this ResNet.")
     return model
@@ -105,14 +83,22 @@ def initialise(model: CLIP, path: str) -> None:
     logger.info("Weights of both towers taken from '%s'.", path)
 
 
-def frozen_parts(model: CLIP, settings: Model) -> list[nn.Module]:
-    """Modules the settings take out of training, frozen."""
-    if not settings.freeze_image:
-        return []
-    tower = cast(nn.Module, model.visual)  # every ImageTower is one; a Protocol cannot say so
-    freeze(tower)
-    logger.info("The visual encoder is freezed during training.")
-    return [tower]
+def build_task(
+    config: TrainConfig, leg: Leg, engine: Engine[CLIP], frozen: Sequence[nn.Module]
+) -> ContrastiveTask:
+    """What a stage trains."""
+    pair_loss: PairLoss = module_of("pair_loss", config.loss.type).build(config.loss.options)
+    masks, begin = MaskSchedule(config.model, leg.num_steps), leg.plan.begin
+    encoding = Encoding(
+        seed=config.run.seed,
+        mask_ratio=lambda step: masks.ratio(step - begin),
+        keyed=config.train.randomness == "pair",
+        text_groups=config.train.text_groups,
+        once=config.train.encode_once,
+        same_pictures=config.data.augment.type == "none",
+        survives_shortage=config.train.on_out_of_memory == "halve",
+    )
+    return ContrastiveTask(engine, pair_loss, config.loss.options, encoding, frozen=frozen)
 
 
 def parallelize(model: CLIP, config: TrainConfig, precision: Precision, ranks: Ranks) -> Engine[CLIP]:

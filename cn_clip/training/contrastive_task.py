@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cn_clip.clip.encode_once import Distinct, distinct_ids, distinct_rows, is_repeatable
 from cn_clip.clip.model import CLIP
 from cn_clip.data.batches import PairBatch
 from cn_clip.errors import DeviceError
 from cn_clip.losses.pair import PairLoss, SharedOptions
 from cn_clip.parallel.engines import Engine
-from cn_clip.parallel.rng import seeded, stable_seed
+from cn_clip.parallel.rng import pair_keys, seeded, stable_seed
 from cn_clip.parallel.wrap import batch_statistics_only, set_training_mode
 from cn_clip.training.accumulation import Accumulation
 from cn_clip.training.global_loss import Features, GlobalLoss, gather_ids, global_loss
@@ -37,6 +39,11 @@ class Encoding:
     keyed: bool = True
     """Dropout and masks follow each pair's place in the global batch; else the micro-batch."""
     text_groups: int = 1
+    """Groups of like length that captions are encoded in."""
+    once: bool = True
+    """Encode what comes twice in a micro-batch once, where nothing random tells the two apart."""
+    same_pictures: bool = False
+    """Whether a picture that comes twice looks the same both times: no augmentation."""
     survives_shortage: bool = True
     """Halve the micro-batch where memory runs out."""
 
@@ -132,15 +139,45 @@ class ContrastiveTask:
     def _encode(self, parts: Sequence[PairBatch], number: int, step: int) -> Features:
         part, encoding = parts[number], self._encoding
         # Numbered in the global batch, not in this rank: as many ranks with the same micro-batches see the same.
-        per_batch = self._pieces
-        batch, piece = divmod(number, per_batch)
-        place = (batch * self._ranks.world_size + self._ranks.rank) * per_batch + piece
-        options: dict[str, Any] = {"mask_ratio": encoding.mask_ratio(step)}  # Any: the model's own options
+        batch, piece = divmod(number, self._pieces)
+        place = (batch * self._ranks.world_size + self._ranks.rank) * self._pieces + piece
         with (
             seeded(stable_seed(encoding.seed, step, place), self._ranks.device),
             self.engine.precision.autocast(),
         ):
-            return Features(*self.engine(part.images_BCHW, part.tokens_BL, **options))
+            return Features(*self.engine(*self._inputs(part, step), **self._options_of(part, step)))
+
+    def _inputs(self, part: PairBatch, step: int) -> tuple[Tensor, Tensor]:
+        """Pictures and token ids to be encoded: of what comes twice, the first one."""
+        once = self._once(part, step)
+        tokens_TL = _all_tokens(part, self.module.bert.pad_id)
+        images = part.images_BCHW if once.images is None else part.images_BCHW[once.images.first_U]
+        return images, tokens_TL if once.texts is None else tokens_TL[once.texts.first_U]
+
+    def _options_of(self, part: PairBatch, step: int) -> dict[str, Any]:  # Any: the model's own options
+        encoding, once = self._encoding, self._once(part, step)
+        options: dict[str, Any] = {"mask_ratio": encoding.mask_ratio(step)}
+        if encoding.keyed:
+            options["keys_B"] = pair_keys(stable_seed(encoding.seed, step), part.positions_B)
+        if encoding.text_groups > 1:
+            options["text_groups"] = encoding.text_groups
+        if once.images is not None:
+            options["image_rows"] = once.images.rows_B
+        if once.texts is not None:
+            options["text_rows"] = once.texts.rows_B
+        return options
+
+    def _once(self, part: PairBatch, step: int) -> _Once:
+        encoding = self._encoding
+        if not encoding.once:
+            return _Once(None, None)
+        visual, bert = cast(nn.Module, self.module.visual), cast(nn.Module, self.module.bert)
+        images = texts = None
+        if encoding.same_pictures and is_repeatable(visual, encoding.mask_ratio(step)):
+            images = distinct_ids(part.image_ids_B)
+        if is_repeatable(bert):
+            texts = distinct_rows(_all_tokens(part, self.module.bert.pad_id))
+        return _Once(*(found if found is not None and found.saves else None for found in (images, texts)))
 
     def _report(self, found: GlobalLoss) -> StepReport:
         numbers = {
@@ -154,15 +191,38 @@ class ContrastiveTask:
             [number.float() for number in (*numbers.values(), *found.numbers.values())]
         ).tolist()
         named = dict(zip((*numbers, *found.numbers), values, strict=True))
-        return StepReport(**{name: named.pop(name) for name in numbers}, notices=found.notices, numbers=named)
+        return StepReport(
+            **{name: named.pop(name) for name in numbers},
+            notices=found.notices,
+            numbers=named,
+            suspects=found.suspects,
+        )
 
     def after_step(self) -> float:
-        with torch.no_grad():
-            self.module.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
-        return self.module.logit_scale.item()
+        return self.engine.clamp("logit_scale", 0, MAX_LOGIT_SCALE)
 
     def train_mode(self) -> None:
         set_training_mode(self.module, self._frozen)
+        bert = cast(nn.Module, self.module.bert)
+        if not any(parameter.requires_grad for parameter in bert.parameters()):
+            bert.eval()  # dropout is for what learns
+
+
+@dataclass(frozen=True)
+class _Once:
+    """What of a micro-batch is encoded once; None: all of it."""
+
+    images: Distinct | None
+    texts: Distinct | None
+
+
+def _all_tokens(part: PairBatch, pad_id: int) -> Tensor:
+    """(T, L) captions of the pairs, then their hard negatives."""
+    if part.negatives is None:
+        return part.tokens_BL
+    both = (part.tokens_BL, part.negatives.tokens_KL)
+    longest = max(tokens.shape[1] for tokens in both)
+    return torch.cat([F.pad(tokens, (0, longest - tokens.shape[1]), value=pad_id) for tokens in both])
 
 
 def _statistics(model: nn.Module) -> dict[str, Tensor]:

@@ -61,6 +61,8 @@ class GlobalLoss:
     """Bits that any rank raised."""
     numbers: Mapping[str, Tensor] = field(default_factory=dict)
     """Diagnostics of the batch, where they were asked for."""
+    suspects: Sequence[Mapping[str, float]] = ()
+    """Suspected false negatives of this rank, likewise."""
 
     def rows(self, start: int, stop: int) -> RowGradients:
         """Derivatives of pairs [start, stop) of this rank."""
@@ -150,38 +152,64 @@ def global_loss(
     """Loss over the pairs of all ranks (`gather`), or the mean over ranks of the loss inside each."""
     image_RE = torch.cat([f.image.detach().float() for f in features])
     text_TE = _captions_then_negatives(features)
-    scale = features[-1].scale.detach().float()
-    if not gather:
-        own = pair_loss(
-            image_RE,
-            text_TE,
-            scale,
-            gathered.row_ids,
-            gathered.column_ids,
-            lambda columns_kN: columns_kN[None],
-        )
-        return _local_mean(own, gathered, ranks)
-    text_ME = gather_rows(text_TE, ranks)
+    scale = features[-1].scale.detach().float().reshape(())
+    bias = features[-1].bias
     found = pair_loss(
         image_RE,
-        text_ME,
+        gather_rows(text_TE, ranks) if gather else text_TE,
         scale,
         gathered.row_ids,
         gathered.column_ids,
-        lambda columns_kN: gather_rows(columns_kN[None], ranks),
+        lambda columns_kN: gather_rows(columns_kN[None], ranks) if gather else columns_kN[None],
+        bias=None if bias is None else bias.detach().float().reshape(()),
+        diagnose=diagnose,
     )
-    shares = sum_over_ranks(torch.stack([found.loss, found.scale, found.image_hits]), ranks)
-    num_pairs = len(image_RE) * ranks.world_size
+    shares = _shares(found, len(image_RE), ranks, gather)
+    if diagnose:
+        shares |= _diagnosed(found, image_RE, text_TE[: len(image_RE)], ranks, gather)
+    # in one collective
+    sums = sum_over_ranks(torch.stack([share.float() for share in shares.values()]), ranks)
+    whole = dict(zip(shares, sums, strict=True))
     return GlobalLoss(
-        loss=shares[0],
-        image_RE=found.image_RE,
-        text_TE=sum_rows_to_owner(found.text_NE, ranks),
-        scale=shares[1],
-        image_accuracy=shares[2] / num_pairs,
-        text_accuracy=found.text_hits / num_pairs,
-        bias=torch.zeros_like(shares[0]),
+        image_RE=found.image_RE if gather else found.image_RE / ranks.world_size,
+        text_TE=sum_rows_to_owner(found.text_ME, ranks) if gather else found.text_ME / ranks.world_size,
+        **{name: whole.pop(name) for name in ("loss", "scale", "bias", "image_accuracy", "text_accuracy")},
         notices=gathered.notices,
+        numbers=whole,
+        suspects=found.diagnostics.suspects() if found.diagnostics is not None else (),
     )
+
+
+def _shares(found: PairGradients, num_rows: int, ranks: Ranks, gather: bool) -> dict[str, Tensor]:
+    """What the sum over ranks makes whole; inside each rank alone, the mean over ranks of what each finds."""
+    num_ranks = ranks.world_size
+    of_mean = {
+        "loss": found.loss,
+        "scale": found.scale,
+        "bias": torch.zeros_like(found.loss) if found.bias is None else found.bias,
+    }
+    if not gather:
+        of_mean = {name: value / num_ranks for name, value in of_mean.items()}
+    # every rank knows all columns' hits where columns are gathered
+    text_hits = found.text_hits / num_ranks if gather else found.text_hits
+    return of_mean | {
+        "image_accuracy": found.image_hits / (num_rows * num_ranks),
+        "text_accuracy": text_hits / (num_rows * num_ranks),
+    }
+
+
+def _diagnosed(
+    found: PairGradients, image_RE: Tensor, text_RE: Tensor, ranks: Ranks, gather: bool
+) -> dict[str, Tensor]:
+    """This rank's shares of what the loss sees of the batch."""
+    numbers = {}
+    if found.diagnostics is not None:
+        seen = found.diagnostics.effective_negatives
+        numbers["effective_negatives"] = seen if gather else seen / ranks.world_size
+    # arXiv:2203.02053: between the centres of the two clouds of features
+    gaps_WE = gather_rows((image_RE.mean(0) - text_RE.mean(0))[None], ranks)
+    numbers["modality_gap"] = gaps_WE.mean(0).norm() / ranks.world_size
+    return numbers
 
 
 def _captions_then_negatives(features: Sequence[Features]) -> Tensor:
@@ -189,19 +217,3 @@ def _captions_then_negatives(features: Sequence[Features]) -> Tensor:
     own = [f.text.detach().float()[: len(f.image)] for f in features]
     negatives = [f.text.detach().float()[len(f.image) :] for f in features]
     return torch.cat([*own, *negatives])
-
-
-def _local_mean(own: PairGradients, gathered: Gathered, ranks: Ranks) -> GlobalLoss:
-    world_size, num_rows = ranks.world_size, len(own.image_RE)
-    shares = torch.stack([own.loss, own.scale, own.image_hits / num_rows, own.text_hits / num_rows])
-    loss, scale, image_accuracy, text_accuracy = sum_over_ranks(shares, ranks) / world_size
-    return GlobalLoss(
-        loss,
-        own.image_RE / world_size,
-        own.text_NE / world_size,
-        scale,
-        image_accuracy,
-        text_accuracy,
-        bias=torch.zeros_like(loss),
-        notices=gathered.notices,
-    )

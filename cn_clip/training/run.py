@@ -1,115 +1,124 @@
-"""One training run from its settings: start or continue, train, close."""
+"""One training run from its settings: start or continue, train stage by stage, close."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
-from cn_clip.clip.model import CLIP
 from cn_clip.config.legacy_flags import reference_params
 from cn_clip.config.load import to_plain
 from cn_clip.config.schema import TrainConfig
-from cn_clip.data.loader import explained_worker_death
 from cn_clip.data.pairs import PairStream
 from cn_clip.errors import WeightsError
-from cn_clip.losses.pair import PairLoss
 from cn_clip.parallel.gather import from_main
-from cn_clip.parallel.precision import Precision
-from cn_clip.parallel.ranks import Ranks, start_ranks
-from cn_clip.training.build import (
-    build_clip,
-    frozen_parts,
-    initialise,
-    module_of,
-    parallelize,
-)
-from cn_clip.training.checkpoint import Checkpoints, steps_done
+from cn_clip.parallel.ranks import start_ranks
+from cn_clip.parallel.watchdog import Watchdog
+from cn_clip.training.build import build_config
+from cn_clip.training.checkpoints import SavedRun, read_saved, steps_done
 from cn_clip.training.continuation import differences
-from cn_clip.training.contrastive_task import ContrastiveTask, Encoding
-from cn_clip.training.optimizer import build_optimizer
 from cn_clip.training.run_dir import RunDir, logging_to
+from cn_clip.training.saving import check_best
+from cn_clip.training.stage_run import RunContext, prepare_stage
+from cn_clip.training.stages import stages_of
 from cn_clip.training.step_log import step_log
-from cn_clip.training.trainer import Plan, Trainer
-from cn_clip.training.training_data import TrainingData, open_sources, order_of
-from cn_clip.training.validation import Validation
+from cn_clip.training.stop_signals import StopSignals
+from cn_clip.training.timeline import Leg, timeline_of
 
 logger = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig) -> None:
     """Train to the end of the settings' steps, continuing where the run folder or `run.resume` says."""
-    with start_ranks(config.run.device) as ranks:
+    timeout = timedelta(minutes=config.parallel.timeout_minutes)
+    with ExitStack() as open_until_the_end:
+        enter = open_until_the_end.enter_context
+        ranks = enter(start_ranks(config.run.device, timeout))
         run_dir = RunDir(config.run.logs_dir, config.run.name, writes=ranks.is_main)
-        with logging_to(run_dir, ranks, debug=config.run.debug):
-            _train(config, run_dir, ranks)
+        enter(logging_to(run_dir, ranks, debug=config.run.debug))
+        watchdog = enter(Watchdog(ranks, timeout, log=run_dir.log if run_dir.writes else None))
+        stop = enter(StopSignals())
+        _train(RunContext(config, run_dir, ranks, stop, watchdog))
 
 
-def _train(config: TrainConfig, run_dir: RunDir, ranks: Ranks) -> None:
-    sources = open_sources(config.data, ranks)
-    model = build_clip(config.model, config.run.seed)
-    order = order_of(config, sources.train, ranks)
-    data = TrainingData(config, sources, order, ranks, pad_id=model.bert.pad_id)
-    per_epoch = data.order.steps_per_epoch
-    max_steps = config.train.max_steps or per_epoch * config.train.max_epochs
-    if config.optim.warmup_steps >= max_steps:
-        logger.warning(
-            "The learning rate warms up for %d steps, the whole run has %d: it never reaches its peak. "
-            "Lower optim.warmup_steps (--warmup).",
-            config.optim.warmup_steps,
-            max_steps,
-        )
-    resume_from = from_main(_resume_path(config, run_dir), ranks)
-    if resume_from is None and config.model.init_from is not None:
-        initialise(model, config.model.init_from)
-    task = _build_task(config, model, ranks)
-    checkpoints = Checkpoints(
-        run_dir,
-        config.run.name,
-        task.engine,
-        to_plain(config),
-        world_size=ranks.world_size,
-        enabled=config.checkpoint.enabled,
-    )
+def _train(context: RunContext) -> None:
+    config, ranks = context.config, context.ranks
+    check_best(config)
+    legs = timeline_of(stages_of(config, build_config), ranks)
+    for leg in legs:
+        _warn_of_warmup(leg)
+    resume_from = from_main(_resume_path(config, context.run_dir), ranks)
+    saved = read_saved(resume_from) if resume_from else None
+    done = _steps_done(context, saved, legs)
+    total = legs[-1].plan.last_step
+    to_do = [leg for leg in legs if leg.plan.last_step > done] or legs[-1:]
+    if done >= total:
+        logger.info("The run is complete: %d of %d steps are done.", done, total)
+    _train_legs(context, [leg.starting_at(done) for leg in to_do], saved, total)
+
+
+def _train_legs(context: RunContext, legs: Sequence[Leg], saved: SavedRun | None, total: int) -> None:
+    first = prepare_stage(context, legs[0], saved, is_start=True)
     # Only now, when what the settings name has been found: a mistyped command leaves an old run's settings alone.
-    _log_settings(config, run_dir, ranks, max_steps)
-    is_stream = isinstance(sources.train, PairStream)
-    first_step = _first_step(config, resume_from, checkpoints, per_epoch, is_stream=is_stream)
-    plan = Plan(per_epoch, first_step, max_steps)
-    if plan.first_step >= max_steps:
-        logger.info("The run is complete: %d of %d steps are done.", plan.first_step, max_steps)
-    with step_log(config.log, run_dir, plan, data.order) as log:
-        trainer = Trainer(
-            task,
-            plan,
-            config,
-            ranks=ranks,
-            log=log,
-            checkpoints=checkpoints,
-            validate=Validation(task.engine, data.valid, ranks, config.validate).run if data.valid else None,
+    _log_settings(context, total)
+    with step_log(context.config.log, context.run_dir, legs[0].plan, legs[0].order) as log:
+        first.train(log)
+        del first, saved
+        for leg in legs[1:]:
+            logger.info("Stage %r begins after step %d.", leg.stage.name, leg.plan.begin)
+            log.begin_stage(leg.plan, leg.order)
+            latest = read_saved(context.run_dir.latest_checkpoint)
+            prepare_stage(context, leg, latest, is_start=False).train(log)
+
+
+def _warn_of_warmup(leg: Leg) -> None:
+    optim, name = leg.stage.config.optim, leg.stage.name
+    if optim.warmup_steps >= leg.num_steps and optim.horizon == "stage":
+        logger.warning(
+            "The learning rate warms up for %d steps, %s has %d: it never reaches its peak. "
+            "Lower optim.warmup_steps (--warmup).",
+            optim.warmup_steps,
+            f"stage {name!r}" if name else "the whole run",
+            leg.num_steps,
         )
-        with explained_worker_death():
-            trainer.fit(iter(data.train_loader(first_step=plan.first_step, last_step=max_steps)))
 
 
-def _build_task(config: TrainConfig, model: CLIP, ranks: Ranks) -> ContrastiveTask:
-    frozen = frozen_parts(model, config.model)
-    precision = Precision(config.train.precision, ranks.device)
-    engine = parallelize(model, config, precision, ranks)
-    engine.set_optimizer(build_optimizer(model, config.optim))
-    pair_loss: PairLoss = module_of("pair_loss", config.loss.type).build(config.loss.options)
-    mask_ratio = config.model.mask_ratio
-    encoding = Encoding(
-        seed=config.run.seed,
-        mask_ratio=lambda step: mask_ratio,
-        keyed=config.train.randomness == "pair",
-        text_groups=config.train.text_groups,
-        survives_shortage=config.train.on_out_of_memory == "halve",
-    )
-    return ContrastiveTask(engine, pair_loss, config.loss.options, encoding, frozen=frozen)
+def _steps_done(context: RunContext, saved: SavedRun | None, legs: Sequence[Leg]) -> int:
+    """Optimizer steps of the run that are behind the checkpoint."""
+    if saved is None or context.config.run.reset_position:
+        return 0
+    is_stream = isinstance(legs[0].sources.train, PairStream)
+    changed = differences(saved.origin, context.origin, is_stream=is_stream)
+    if len(legs) > 1 and not changed:
+        step = saved.position.step  # counts through the stages
+    else:
+        step = steps_done(saved.position, legs[0].plan.steps_per_epoch)
+    if step and changed:
+        logger.warning(
+            "This run meets other pairs than would have followed in the checkpoint's: %s.", "; ".join(changed)
+        )
+    return step
 
 
-def _log_settings(config: TrainConfig, run_dir: RunDir, ranks: Ranks, max_steps: int) -> None:
+def _resume_path(config: TrainConfig, run_dir: RunDir) -> Path | None:
+    """Checkpoint to go on from: the run's own latest, the one that was named, or none."""
+    if config.run.resume == "none":
+        return None
+    if config.run.resume == "auto":
+        return run_dir.latest_checkpoint if run_dir.latest_checkpoint.exists() else None
+    path = Path(config.run.resume)
+    if not path.exists():
+        raise WeightsError(
+            f"=> no checkpoint found at '{path}': correct --resume (run.resume), or leave it out to start anew"
+        )
+    return path
+
+
+def _log_settings(context: RunContext, max_steps: int) -> None:
     """The reference's `Params:` lines and files, with what a run finds out for itself filled in as there."""
+    config, run_dir, ranks = context.config, context.run_dir, context.ranks
     params = reference_params(config) | {
         "max_steps": max_steps,
         "rank": ranks.rank,
@@ -130,38 +139,3 @@ def _log_settings(config: TrainConfig, run_dir: RunDir, ranks: Ranks, max_steps:
         logger.info("Use GPU: %d for training", ranks.device.index)
     else:
         logger.info("Use %s for training", ranks.device.type.upper())
-
-
-def _resume_path(config: TrainConfig, run_dir: RunDir) -> Path | None:
-    """Checkpoint to go on from: the run's own latest, the one that was named, or none."""
-    if config.run.resume == "none":
-        return None
-    if config.run.resume == "auto":
-        return run_dir.latest_checkpoint if run_dir.latest_checkpoint.is_file() else None
-    path = Path(config.run.resume)
-    if not path.is_file():
-        raise WeightsError(
-            f"=> no checkpoint found at '{path}': correct --resume (run.resume), or leave it out to start anew"
-        )
-    return path
-
-
-def _first_step(
-    config: TrainConfig,
-    resume_from: Path | None,
-    checkpoints: Checkpoints,
-    steps_per_epoch: int,
-    *,
-    is_stream: bool,
-) -> int:
-    """Optimizer steps already done, with the model and optimizer as they were then."""
-    if resume_from is None:
-        return 0
-    position, origin = checkpoints.resume(resume_from, with_optimizer=not config.run.reset_optimizer)
-    step = 0 if config.run.reset_position else steps_done(position, steps_per_epoch)
-    if step and (changed := differences(origin, checkpoints.origin, is_stream=is_stream)):
-        logger.warning(
-            "This run meets other pairs than would have followed in the checkpoint's: %s.", "; ".join(changed)
-        )
-    logger.info("=> loaded checkpoint '%s' (epoch %d @ %d steps)", resume_from, position.epoch, step)
-    return step

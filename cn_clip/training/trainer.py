@@ -4,91 +4,118 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from cn_clip.config.schema import TrainConfig
 from cn_clip.data.batches import PairBatch
-from cn_clip.errors import TrainingError
-from cn_clip.parallel.ranks import Ranks
-from cn_clip.training.checkpoint import Checkpoints, Position
+from cn_clip.parallel.gather import gather_objects
+from cn_clip.parallel.watchdog import Watchdog
+from cn_clip.training.average import WeightAverage
+from cn_clip.training.bad_steps import BadSteps
+from cn_clip.training.optimizer import set_lr
 from cn_clip.training.plan import Plan, is_due
-from cn_clip.training.schedule import warmup_cosine
+from cn_clip.training.saving import Saver
 from cn_clip.training.step_log import StepLog
 from cn_clip.training.task import StepReport, Task
-from cn_clip.training.validation import ValidationResults
+
+Validate = Callable[[int, int], Mapping[str, float]]
+"""(step, epoch) -> what validation found, by name; it says so itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Companions:
+    """What goes along with the steps of a stage."""
+
+    log: StepLog
+    saver: Saver
+    bad_steps: BadSteps
+    watchdog: Watchdog
+    validate: Validate | None = None
+    average: WeightAverage | None = None
 
 
 class Trainer:
+    """Trains one stage of a run."""
+
     def __init__(
         self,
         task: Task,
         plan: Plan,
         config: TrainConfig,
-        *,
-        ranks: Ranks,
-        log: StepLog,
-        checkpoints: Checkpoints,
-        validate: Callable[[], ValidationResults] | None,
+        companions: Companions,
+        lr: Callable[[int], float],
     ) -> None:
-        self._task, self._engine = task, task.engine
-        self._plan, self._config, self._ranks = plan, config, ranks
-        self._log, self._checkpoints, self._validate = log, checkpoints, validate
+        """`lr`: learning rate of an optimizer step of the run, counted from 1."""
+        self._task, self._engine, self._ranks = task, task.engine, task.engine.ranks
+        self._plan, self._config, self._with, self._lr = plan, config, companions, lr
 
     def fit(self, micro_batches: Iterator[PairBatch]) -> None:
-        """Train from the plan's first step to its last; `micro_batches` begin with those of the first."""
+        """Train from the plan's first step to its last; `micro_batches` begin with those of the first.
+
+        Raises Preempted, with everything saved, when a rank was asked to stop.
+        """
         self._task.train_mode()
         ended = time.perf_counter()
-        for step in range(self._plan.first_step + 1, self._plan.max_steps + 1):
+        for step in range(self._plan.first_step + 1, self._plan.last_step + 1):
+            self._with.watchdog.note(step, "reading its pairs")
             batches = [
                 next(micro_batches).to(self._ranks.device) for _ in range(self._config.train.accumulate)
             ]
             data_seconds = time.perf_counter() - ended
+            self._with.watchdog.note(step, "computing with all ranks")
             report, lr = self.train_step(batches, step)
             step_seconds = time.perf_counter() - ended
-            self._log.advance()
-            if self._ranks.is_main and is_due(step, self._config.log.every_steps):
-                self._log.train(step, report, lr=lr, data_seconds=data_seconds, step_seconds=step_seconds)
+            self._with.log.advance()
+            if report.applied and is_due(step, self._config.log.every_steps):
+                self._say(step, report, lr, data_seconds=data_seconds, step_seconds=step_seconds)
             ended = time.perf_counter()
-            self._follow(step)
+            self._follow(step, report)
 
     def train_step(self, batches: list[PairBatch], step: int) -> tuple[StepReport, float]:
         """One optimizer step, counted from 1; returns what it saw and its learning rate."""
-        optim = self._config.optim
-        assert optim.lr is not None  # build_config filled it in
-        lr = warmup_cosine(
-            step - 1, base_lr=optim.lr, warmup_steps=optim.warmup_steps, total_steps=self._plan.max_steps
-        )
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
+        lr = self._lr(step)
+        set_lr(self._engine.optimizer, lr)
         self._engine.zero_grad()
-        report = self._task.accumulate_gradients(batches, step)
-        if not math.isfinite(
-            report.loss
-        ):  # of the global batch: every rank stops here, and no checkpoint is spoilt
-            raise TrainingError(
-                f"the loss of step {step} is {report.loss}: the checkpoints hold the steps before it; go on from one with "
-                "a lower optim.lr, a longer optim.warmup_steps, or train.precision=amp_bf16"
-            )
-        norm = self._engine.step(self._config.optim.max_norm)
-        return report.after(
-            logit_scale=self._task.after_step(), gradient_norm=norm, applied=math.isfinite(norm)
-        ), lr
+        report = self._task.accumulate_gradients(
+            batches, step, notices=self._with.saver.notices(), diagnose=self._is_diagnosed(step)
+        )
+        scale = self._engine.precision.loss_scale.value
+        # the loss is that of the global batch, and the norm that of all ranks' gradients: all skip the same steps
+        norm = self._engine.step(self._config.optim.max_norm) if math.isfinite(report.loss) else math.nan
+        is_bad = self._with.bad_steps.is_bad(step, report.loss, norm, batches, scale=scale)
+        if is_bad:
+            self._with.log.skipped(step)
+        elif self._with.average is not None:
+            self._with.average.update()
+        return report.after(logit_scale=self._task.after_step(), gradient_norm=norm, applied=not is_bad), lr
 
-    def _follow(self, step: int) -> None:
+    def _is_diagnosed(self, step: int) -> bool:
+        return self._config.log.diagnostics and is_due(step, self._config.log.every_steps)
+
+    def _say(
+        self, step: int, report: StepReport, lr: float, *, data_seconds: float, step_seconds: float
+    ) -> None:
+        if self._is_diagnosed(step):
+            of_all = gather_objects(list(report.suspects), self._ranks)
+            report = replace(report, suspects=[suspect for of_rank in of_all for suspect in of_rank])
+        if self._ranks.is_main:
+            self._with.log.train(step, report, lr=lr, data_seconds=data_seconds, step_seconds=step_seconds)
+
+    def _follow(self, step: int, report: StepReport) -> None:
         """Validate and save when it is due after `step`; validation first, as in the reference."""
-        validate, checkpoint = self._config.validate, self._config.checkpoint
+        validate = self._config.validate
         epoch, ends_epoch = self._plan.epoch_of(step), self._plan.ends_epoch(step)
+        numbers = None
         if is_due(step, validate.every_steps) or (ends_epoch and is_due(epoch, validate.every_epochs)):
-            self._run_validation(step, epoch)
-        if is_due(step, checkpoint.every_steps):
-            self._checkpoints.save(f"epoch_{epoch}_{step}.pt", Position(epoch, step))
-        if ends_epoch:
-            own_file = epoch == self._plan.max_epochs or is_due(epoch, checkpoint.every_epochs)
-            self._checkpoints.save(f"epoch{epoch}.pt" if own_file else None, Position(epoch, step))
+            numbers = self._validated(step, epoch)
+        self._with.watchdog.note(step, "saving what is due")
+        self._with.saver.after_step(step, epoch, ends_epoch, numbers, notices=report.notices)
 
-    def _run_validation(self, step: int, epoch: int) -> None:
-        if self._validate is None:
-            return
-        self._log.begin_valid(step, epoch)
-        self._log.valid(step, epoch, self._validate())
+    def _validated(self, step: int, epoch: int) -> Mapping[str, float] | None:
+        if self._with.validate is None:
+            return None
+        self._with.watchdog.note(step, "validating")
+        numbers = self._with.validate(step, epoch)
         self._task.train_mode()
+        return numbers

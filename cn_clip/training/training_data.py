@@ -24,7 +24,7 @@ from cn_clip.data.unique_order import UniqueOrder
 from cn_clip.errors import CnClipError, ConfigError
 from cn_clip.parallel.gather import from_main
 from cn_clip.parallel.ranks import Ranks
-from cn_clip.training.build import module_of
+from cn_clip.training.registry import module_of
 
 logger = logging.getLogger(__name__)
 

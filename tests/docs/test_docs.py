@@ -15,7 +15,7 @@ import pytest
 from cn_clip.config.legacy_flags import FLAGS, reference_params
 from cn_clip.config.load import build
 from cn_clip.config.schema import TrainConfig
-from cn_clip.training.build import FOLDERS, resolve_options
+from cn_clip.training.registry import FOLDERS, resolve_options
 
 ROOT = Path(__file__).parents[2]
 GUIDES = (

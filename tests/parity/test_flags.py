@@ -66,7 +66,7 @@ def test_same_types_and_arities(reference_actions: dict, our_actions: dict) -> N
 
 @pytest.mark.parity
 def test_defaults_agree_value_by_value(reference_actions: dict) -> None:
-    from cn_clip.training.build import resolve_options
+    from cn_clip.training.registry import resolve_options
 
     config = build(TrainConfig, merge({}, parse_train_flags(["--train-data", "/d"])[1]), resolve_options)
     params = reference_params(config)

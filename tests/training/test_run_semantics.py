@@ -17,7 +17,7 @@ from cn_clip.config.load import merge
 from cn_clip.data.store import SplitWriter
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.training.build import build_config
-from cn_clip.training.checkpoint import Position, steps_done
+from cn_clip.training.checkpoints import Position, steps_done
 from cn_clip.training.run_dir import RunDir, logging_to
 from cn_clip.training.trainer import Plan
 from cn_clip.training.training_data import CaptionTokens

@@ -67,6 +67,10 @@ class SavedRun:
             state.average.load(average, kept["num_updates"])
         state.best = kept.get("best")
 
+    def say_loaded(self, step: int) -> None:
+        """The reference's line: the run goes on with `step` steps done."""
+        logger.info("=> loaded checkpoint '%s' (epoch %d @ %d steps)", self.path, self.position.epoch, step)
+
     @property
     def own_files(self) -> list[str]:
         """Names beside this file that its run wrote for epochs and steps, oldest first."""

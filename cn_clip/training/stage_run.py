@@ -1,0 +1,144 @@
+"""One stage of a run: its model, what moves it and what goes along with it, put together and trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from cn_clip.config.load import to_plain
+from cn_clip.config.schema import TrainConfig
+from cn_clip.data.loader import explained_worker_death
+from cn_clip.parallel.precision import Precision
+from cn_clip.parallel.ranks import Ranks
+from cn_clip.parallel.watchdog import Watchdog
+from cn_clip.training.average import WeightAverage
+from cn_clip.training.bad_steps import BadSteps
+from cn_clip.training.build import build_clip, build_task, initialise, parallelize
+from cn_clip.training.checkpoints import RunState, SavedRun
+from cn_clip.training.contrastive_task import ContrastiveTask
+from cn_clip.training.freezing import freeze_towers
+from cn_clip.training.optimizer import build_optimizer
+from cn_clip.training.run_dir import RunDir
+from cn_clip.training.saving import Saver
+from cn_clip.training.schedule import Schedule
+from cn_clip.training.step_log import StepLog
+from cn_clip.training.stop_signals import StopSignals
+from cn_clip.training.timeline import Leg
+from cn_clip.training.trainer import Companions, Trainer, Validate
+from cn_clip.training.training_data import TrainingData
+from cn_clip.training.validation import Validation
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What is the same for every stage of a run."""
+
+    config: TrainConfig
+    run_dir: RunDir
+    ranks: Ranks
+    stop: StopSignals
+    watchdog: Watchdog
+
+    @cached_property
+    def origin(self) -> Mapping[str, Any]:  # Any: plain settings
+        """What a checkpoint tells of the run it is from."""
+        return {"settings": to_plain(self.config), "world_size": self.ranks.world_size}
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """A stage, ready to be trained."""
+
+    context: RunContext
+    leg: Leg
+    task: ContrastiveTask
+    data: TrainingData
+    state: RunState
+    saved: SavedRun | None
+
+    def train(self, log: StepLog) -> None:
+        """To the stage's last step. Collective."""
+        context, plan, config = self.context, self.leg.plan, self.leg.stage.config
+        saver = Saver(
+            config.checkpoint,
+            self.state,
+            context.run_dir,
+            plan,
+            stage=self.leg.stage.number,
+            stop=context.stop,
+        )
+        if self.saved is not None:
+            saver.own_files_of(self.saved)
+        with saver:
+            companions = Companions(
+                log=log,
+                saver=saver,
+                bad_steps=BadSteps(config.train.max_bad_steps, context.run_dir.path, context.ranks.rank),
+                watchdog=context.watchdog,
+                validate=self._validate_with(log) if self.data.valid else None,
+                average=self._average,
+            )
+            trainer = Trainer(self.task, plan, config, companions, self._lr)
+            loader = self.data.train_loader(
+                first_step=plan.first_step - plan.begin, last_step=plan.last_step - plan.begin
+            )
+            with explained_worker_death():
+                trainer.fit(iter(loader))
+
+    @property
+    def _average(self) -> WeightAverage | None:
+        return self.state.average if isinstance(self.state.average, WeightAverage) else None
+
+    @cached_property
+    def _schedule(self) -> Schedule:
+        optim, plan = self.leg.stage.config.optim, self.leg.plan
+        return Schedule(optim, plan.max_steps if optim.horizon == "run" else self.leg.num_steps)
+
+    def _lr(self, step: int) -> float:
+        return self._schedule.lr(
+            step if self._schedule.settings.horizon == "run" else step - self.leg.plan.begin
+        )
+
+    def _validate_with(self, log: StepLog) -> Validate:
+        validation = Validation(
+            self.task.engine, self.data.valid, self.context.ranks, self.leg.stage.config.validate
+        )
+
+        def validate(step: int, epoch: int) -> Mapping[str, float]:
+            log.begin_valid(step, epoch)
+            if self._average is None:
+                results = validation.run()
+            else:
+                with self._average.applied():
+                    results = validation.run()
+            log.valid(step, epoch, results)
+            return results.numbers()
+
+        return validate
+
+
+def prepare_stage(context: RunContext, leg: Leg, saved: SavedRun | None, *, is_start: bool) -> StageRun:
+    """Build a stage. `saved`: what it goes on from; `is_start`: nothing of this process was trained before."""
+    config, ranks = leg.stage.config, context.ranks
+    model = build_clip(config.model, config.run.seed, config.loss)
+    data = TrainingData(config, leg.sources, leg.order, ranks, pad_id=model.bert.pad_id)
+    if saved is not None:
+        saved.load_weights(model)
+    elif config.model.init_from is not None:
+        initialise(model, config.model.init_from)
+    frozen = freeze_towers(model, config.model)
+    precision = Precision(config.train.precision, ranks.device)
+    engine = parallelize(model, config, precision, ranks)
+    engine.set_optimizer(build_optimizer(model, config.optim))
+    average = None
+    if config.ema.decay is not None:
+        average = WeightAverage(engine.module, config.ema, config.parallel)
+    state = RunState(config.run.name, engine, context.origin, average)
+    if saved is not None:
+        if not (is_start and config.run.reset_optimizer):
+            saved.load_training(state)
+        saved.say_loaded(leg.plan.first_step)
+    task = build_task(config, leg, engine, frozen)
+    return StageRun(context, leg, task, data, state, saved)
