@@ -92,6 +92,10 @@ class Engine(ABC, Generic[Model]):
         parameter.clamp_(low, high)
         return float(parameter)
 
+    def shapes(self) -> dict[str, torch.Size]:
+        """Of the whole parameters by name, as files have them, however the engine cuts them up."""
+        return {name: parameter.shape for name, parameter in self.module.named_parameters()}
+
     @abstractmethod
     def model_state(self) -> dict[str, Tensor]:
         """Whole tensors under the names of the module's state dict, on the main rank; empty elsewhere. Collective.

@@ -1,0 +1,106 @@
+"""What DeepSpeed is told, and what a run must have for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cn_clip.config.schema import Parallel
+from cn_clip.errors import ConfigError, DeviceError
+from cn_clip.parallel.precision import Precision
+
+Plain = dict[str, Any]
+"""A JSON object; `Any`: whatever DeepSpeed's settings hold."""
+
+DECIDED_HERE = {
+    "optimizer": "optim", "scheduler": "optim.schedule", "gradient_clipping": "optim.max_norm",
+    "train_batch_size": "train.batch_size", "train_micro_batch_size_per_gpu": "train.batch_size",
+    "gradient_accumulation_steps": "train.accumulate", "fp16": "train.precision", "bf16": "train.precision",
+    "torch_autocast": "train.precision", "amp": "train.precision",
+}  # fmt: skip
+"""Keys of DeepSpeed's that are refused, and the setting of ours that decides instead."""
+
+
+def deepspeed_settings(settings: Parallel, precision: Precision) -> Plain:
+    """Ours, with the user's JSON laid over them."""
+    ours: Plain = {
+        "train_micro_batch_size_per_gpu": 1,  # only its own statistics look at it
+        "gradient_accumulation_steps": 1,  # the engine says which backward pass is the last
+        "gradient_clipping": 0.0,  # its default is 1
+        "zero_optimization": {"stage": int(settings.engine.removeprefix("zero"))},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+    }
+    if precision.autocast_dtype is not None:
+        # it switches off the caller's autocast; gradients of its "safe modules" would be added up in bf16
+        dtype = str(precision.autocast_dtype).removeprefix("torch.")
+        ours["torch_autocast"] = {"enabled": True, "dtype": dtype, "lower_precision_safe_modules": []}
+    if settings.deepspeed_config is None:
+        return ours
+    return _laid_over(ours, _read(settings.deepspeed_config, settings.engine))
+
+
+def _read(path: str, engine: str) -> Plain:
+    try:
+        given = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"parallel.deepspeed_config is {path}, which cannot be read ({error.strerror}): give a JSON file of "
+            "DeepSpeed settings, or leave it out"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(
+            f"parallel.deepspeed_config {path} is no JSON ({error}): mend that place"
+        ) from error
+    if not isinstance(given, dict):
+        raise ConfigError(f"parallel.deepspeed_config {path} is no JSON object: put the settings in braces")
+    for key, instead in DECIDED_HERE.items():
+        if key in given:
+            raise ConfigError(
+                f"parallel.deepspeed_config {path} sets {key}, which {instead} decides: take it out of the file"
+            )
+    stage = given.get("zero_optimization", {}).get("stage")
+    if stage is not None and f"zero{stage}" != engine:
+        raise ConfigError(
+            f"parallel.deepspeed_config {path} sets stage {stage}, but parallel.engine is {engine}: make them agree"
+        )
+    return given
+
+
+def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> Plain:  # Any: as in Plain
+    merged = dict(under)
+    for key, value in over.items():
+        inner = merged.get(key)
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            merged[key] = _laid_over(inner, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def check_precision(settings: Parallel, precision: Precision) -> None:
+    """Refuse what would need a scaler or weights of DeepSpeed's own."""
+    if precision.weights_dtype is not torch.float32 or precision.autocast_dtype is torch.float16:
+        raise ConfigError(
+            f"train.precision={precision.name} holds weights in half precision or needs a gradient scaler, which "
+            f"parallel.engine={settings.engine} has not: take amp_bf16 or fp32, or parallel.engine=fsdp"
+        )
+
+
+def check_tools(settings: Parallel, device: torch.device) -> None:
+    """On the CPU, DeepSpeed compiles an operator of its own before anything else."""
+    if device.type != "cpu":
+        return
+    missing = [name for name in (os.environ.get("CXX", "c++"), "ninja") if shutil.which(name) is None]
+    if missing:
+        raise DeviceError(
+            f"parallel.engine={settings.engine} compiles an operator on the CPU, and {' and '.join(missing)} is not on the "
+            "PATH: install g++ and `pip install ninja`, or take parallel.engine=fsdp"
+        )
