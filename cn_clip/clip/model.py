@@ -1,6 +1,7 @@
 """The two-tower model: pictures and captions into one space (arXiv:2103.00020; Chinese-CLIP, arXiv:2211.01335).
 
-Shapes: B pictures or captions, C H W picture, L tokens, D width of the text tower, E embedding.
+Shapes: B pairs, M captions (those of the B pairs, then hard negatives), C H W picture, L tokens, D width of the text tower,
+E embedding.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from cn_clip.clip.length_groups import encode_in_groups
 from cn_clip.clip.precision import convert_models_to_fp32, convert_weights
 from cn_clip.clip.presets import (
     ImagePreset,
@@ -35,6 +37,8 @@ from cn_clip.clip.weights.layouts import (
 from cn_clip.clip.weights.loading import load_image_tower, load_text_tower, restore_model
 from cn_clip.errors import ConfigError
 from cn_clip.parallel.recompute import keep_activations, recompute_blocks
+from cn_clip.towers.keyed_dropout import key_dropout
+from cn_clip.towers.pair_random import part_keys
 
 if TYPE_CHECKING:
     from cn_clip.clip.bert_tokenizer import FullTokenizer
@@ -79,11 +83,12 @@ def build_model(image: str, text: str, image_px: int | None = None) -> CLIP:
 class CLIP(nn.Module):
     """Towers `visual` and `bert`, `text_projection` [D, E] and `logit_scale` (ln of the inverse temperature).
 
-    The order of parameters is the reference's: its optimizer files count on it.
+    A model for the sigmoid loss has a `logit_bias` too (`add_logit_bias`). The order of parameters is the reference's: its optimizer files count on it.
     """
 
     visual: ImageTower
     bert: TextTower
+    logit_bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -134,8 +139,13 @@ class CLIP(nn.Module):
         self.bert = _tower("text", text)
         self.text_projection = nn.Parameter(torch.empty(self.bert.width, image.embed_dim))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / INITIAL_TEMPERATURE)))
+        self.register_parameter("logit_bias", None)
         nn.init.normal_(self.text_projection, std=self.bert.width**-0.5)
         self._tokenizer = tokenizer
+
+    def add_logit_bias(self, value: float) -> None:
+        """A learned number added to all logits (SigLIP, arXiv:2303.15343, which begins at -10); `forward` returns it too."""
+        self.logit_bias = nn.Parameter(torch.tensor(value, device=self.logit_scale.device))
 
     @property
     def tokenizer(self) -> FullTokenizer:
@@ -160,29 +170,74 @@ class CLIP(nn.Module):
         blocks = [*self.visual.blocks(), *self.bert.blocks()]
         (recompute_blocks if enable else keep_activations)(blocks)
 
-    def encode_image(self, image: Tensor, mask_ratio: float = 0) -> Tensor:
-        """Features [B, E], not normalised, of normalised float pictures or of raw uint8 ones [B, C, H, W]."""
+    def key_dropout(self) -> None:
+        """Let dropout that was added to the towers (LoRA's) follow the keys of the pairs, as their own does."""
+        key_dropout(self.visual)
+        key_dropout(self.bert)
+
+    def encode_image(self, image: Tensor, mask_ratio: float = 0, *, keys_B: Tensor | None = None) -> Tensor:
+        """Features [B, E], not normalised, of normalised float pictures or of raw uint8 ones [B, C, H, W].
+
+        Features [B, E] that were kept of a frozen tower are returned as they are.
+        """
+        if image.ndim == 2:
+            return image.to(self.dtype)
         if image.dtype == torch.uint8:
             image = _normalised(image)
-        return self.visual(image.to(self.dtype), mask_ratio)
+        with self.visual.sites.lent(keys_B):
+            return self.visual(image.to(self.dtype), mask_ratio)
 
-    def encode_text(self, text: Tensor) -> Tensor:
-        """Features [B, E], not normalised, of captions' token ids [B, L]."""
-        features_BD = self.bert.features(text, text.ne(self.bert.pad_id))
+    def encode_text(self, text: Tensor, *, keys_B: Tensor | None = None, groups: int = 1) -> Tensor:
+        """Features [B, E], not normalised, of captions' token ids [B, L].
+
+        With several `groups`, captions of like length are encoded together, each group without the others' padding.
+        """
+        if groups == 1:
+            features_BD = self._encode_padded(text, keys_B)
+        else:
+            features_BD = encode_in_groups(
+                self._encode_padded, text, keys_B, num_groups=groups, pad_id=self.bert.pad_id
+            )
         return features_BD.to(self.dtype) @ self.text_projection
 
+    def _encode_padded(self, tokens_BL: Tensor, keys_B: Tensor | None) -> Tensor:
+        with self.bert.sites.lent(keys_B):
+            return self.bert.features(tokens_BL, tokens_BL.ne(self.bert.pad_id))
+
     def forward(
-        self, image: Tensor | None, text: Tensor | None, mask_ratio: float = 0
-    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """Raw features of the one that is given; of both: unit image and text features, and the scale (not its log)."""
+        self,
+        image: Tensor | None,
+        text: Tensor | None,
+        mask_ratio: float = 0,
+        *,
+        keys_B: Tensor | None = None,
+        text_groups: int = 1,
+        image_rows: Tensor | None = None,
+        text_rows: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Raw features of the one that is given; of both: unit image [B, E] and text features [M, E], the scale (not its log)
+        and the bias of a model that has one.
+
+        In training, dropout and masked patches of a pair depend on its key (int64) alone; without keys on torch's
+        generators. Hard negatives stand after the pairs' captions, as many for each pair, those of pair 0 first.
+        `image_rows` and `text_rows` say which encoded row stands for which pair (`cn_clip.clip.encode_once`); their towers
+        get no keys.
+        """
         assert image is not None or text is not None, "image and text are both None: give at least one"
-        if image is None:
-            assert text is not None
-            return self.encode_text(text)
-        if text is None:
-            return self.encode_image(image)
-        image_BE, text_BE = self.encode_image(image, mask_ratio), self.encode_text(text)
-        return _unit(image_BE), _unit(text_BE), self.logit_scale.exp()
+        image_BE = text_ME = None
+        if image is not None:
+            keys = keys_B if image_rows is None else None
+            image_BE = _of_rows(self.encode_image(image, mask_ratio, keys_B=keys), image_rows)
+        if text is not None:
+            keys = _caption_keys(keys_B, len(text)) if text_rows is None else None
+            text_ME = _of_rows(self.encode_text(text, keys_B=keys, groups=text_groups), text_rows)
+        if text_ME is None:
+            assert image_BE is not None
+            return image_BE
+        if image_BE is None:
+            return text_ME
+        bias = () if self.logit_bias is None else (self.logit_bias,)
+        return _unit(image_BE), _unit(text_ME), self.logit_scale.exp(), *bias
 
     def get_similarity(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Scaled cosines [images, texts] and their transpose."""
@@ -205,6 +260,19 @@ def _tower(kind: str, preset: ImagePreset | TextPreset) -> Any:  # Any: ImageTow
             f"preset {preset.name}: {preset.tower} has no option {unknown[0]}; it has {', '.join(sorted(known))}"
         )
     return module.build(module.Options(**preset.options))
+
+
+def _of_rows(features_UE: Tensor, rows: Tensor | None) -> Tensor:
+    return features_UE if rows is None else features_UE[rows]
+
+
+def _caption_keys(keys_B: Tensor | None, num_captions: int) -> Tensor | None:
+    """(M,) keys of the pairs' captions and of the hard negatives after them."""
+    if keys_B is None or num_captions == len(keys_B):
+        return keys_B
+    num_negatives, rest = divmod(num_captions - len(keys_B), len(keys_B))
+    assert num_negatives > 0 and rest == 0, f"{num_captions} captions under the keys of {len(keys_B)} pairs"
+    return torch.cat([keys_B, part_keys(keys_B, num_negatives)])
 
 
 def _unit(features_BE: Tensor) -> Tensor:

@@ -2,11 +2,14 @@
 
 The block's `forward` is replaced on the instance, so no parameter or state-dict key changes its name; dropout draws the
 same numbers again (`preserve_rng_state`) and BatchNorm statistics are updated once only.
+
+Contract with blocks: one that depends on more than its arguments, such as the keys its dropout follows, has a function
+`remember` among its own attributes. It is called when the block runs first, and returns a context for the repetition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import MethodType
@@ -35,23 +38,29 @@ def _recomputed_forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:  # 
     forward = partial(type(block).forward, block)
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
+    if torch.compiler.is_compiling():
+        # the compiler keeps what goes into a block, and computes nothing twice that changes a buffer
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, context_fn=partial(_contexts, block), **kwargs)
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """For the first computation and for the repeated one."""
-    return nullcontext(), _frozen_statistics(block)
+    remember: Callable[[], AbstractContextManager[None]] = vars(block).get("remember", nullcontext)
+    return nullcontext(), _repeated(block, remember())
 
 
 @contextmanager
-def _frozen_statistics(block: nn.Module) -> Iterator[None]:
-    """BatchNorm layers still normalise by the batch, but neither their averages nor their counters move."""
+def _repeated(block: nn.Module, remembered: AbstractContextManager[None]) -> Iterator[None]:
+    """The block's inputs are those of the first time; BatchNorm layers still normalise by the batch, but neither their
+    averages nor their counters move."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     before = [(norm.momentum, _copied(norm.num_batches_tracked)) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
     try:
-        yield
+        with remembered:
+            yield
     finally:
         for norm, (momentum, num_batches) in zip(norms, before, strict=True):
             norm.momentum = momentum

@@ -106,8 +106,12 @@ def _split_bert_layer(state_dict: Weights, layer: str) -> None:
         state_dict[f"{layer}.attention.output.dense.{kind}"] = output
 
 
-POSITION_KEYS = ("visual.positional_embedding", "visual.attnpool.positional_embedding")
-"""Of a ViT, of a ResNet."""
+POSITION_KEYS = (
+    "visual.positional_embedding",
+    "visual.attnpool.positional_embedding",
+    "visual.trunk.pos_embed",
+)
+"""Of a ViT, of a ResNet, of a ViT of timm (which has a dimension of 1 before, and may have more tokens before the grid)."""
 
 
 def resize_pos_embed(
@@ -126,9 +130,12 @@ def resize_pos_embed(
     for key in POSITION_KEYS:
         old = state_dict.get(prefix + key)
         new = own.get(key, own.get(f"module.{key}"))
-        if old is None or new is None or old.shape == new.shape or old.shape[1:] != new.shape[1:]:
+        if old is None or new is None or old.shape == new.shape or old.shape[-1] != new.shape[-1]:
             continue  # other widths are an error of the load that follows
-        old_side, new_side = math.isqrt(len(old) - 1), math.isqrt(len(new) - 1)
+        old_LD, length = old.reshape(-1, old.shape[-1]), new.shape[-2]
+        new_side = math.isqrt(length)
+        num_tokens = length - new_side**2
+        old_side = math.isqrt(len(old_LD) - num_tokens)
         _log.info(
             "Resizing position embedding grid-size from (%d, %d) to (%d, %d)",
             old_side,
@@ -136,19 +143,22 @@ def resize_pos_embed(
             new_side,
             new_side,
         )
-        state_dict[prefix + key] = resized_positions(old, new_side, interpolation)
+        stretched_LD = resized_positions(old_LD, new_side, interpolation, num_tokens)
+        state_dict[prefix + key] = stretched_LD.reshape(new.shape)
 
 
-def resized_positions(embedding_LD: Tensor, side: int, interpolation: str = "bicubic") -> Tensor:
-    """Class-token row and a square grid [1 + s*s, D] to [1 + side*side, D]."""
-    token_1D, grid_PD = embedding_LD[:1], embedding_LD[1:]
+def resized_positions(
+    embedding_LD: Tensor, side: int, interpolation: str = "bicubic", num_tokens: int = 1
+) -> Tensor:
+    """Class token and square grid [1 + s*s, D] to [1 + side*side, D]; `num_tokens` rows stand before the grid."""
+    tokens_TD, grid_PD = embedding_LD[:num_tokens], embedding_LD[num_tokens:]
     old = math.isqrt(len(grid_PD))
     grid = grid_PD.reshape(1, old, old, -1).permute(0, 3, 1, 2)
     # half precision has no bicubic kernel on the CPU
     grid = F.interpolate(grid.float(), size=(side, side), mode=interpolation, align_corners=True).to(
         grid_PD.dtype
     )
-    return torch.cat([token_1D, grid.permute(0, 2, 3, 1).reshape(side * side, -1)])
+    return torch.cat([tokens_TD, grid.permute(0, 2, 3, 1).reshape(side * side, -1)])
 
 
 def to_ntuple(n: int, x: Any) -> tuple[Any, ...]:  # Any: whatever the caller repeats

@@ -91,10 +91,11 @@ def _fit(model: nn.Module, weights: Weights, wanted: Weights, where: str, also: 
     """Copy `weights`, which must be those of `wanted` and may hold the one named in `also`, into the model."""
     weights = dict(weights)
     layouts.resize_pos_embed(weights, model)
-    # BatchNorm's counter is no weight, and files from before it existed lack it
-    missing = [name for name in wanted if name not in weights and not name.endswith(".num_batches_tracked")]
-    unexpected = [name for name in weights if name not in wanted and name != also]
     own = model.state_dict()
+    if "logit_bias" not in own:
+        weights.pop("logit_bias", None)  # it shifts all logits alike, so features and rankings do without it
+    missing = [name for name in wanted if name not in weights and not _may_be_missing(name)]
+    unexpected = [name for name in weights if name not in wanted and name != also]
     misshapen = [
         f"{name} {list(tensor.shape)} where the model has {list(own[name].shape)}"
         for name, tensor in weights.items()
@@ -111,6 +112,12 @@ def _fit(model: nn.Module, weights: Weights, wanted: Weights, where: str, also: 
             f"{describe_towers(weights)}, the model has {describe_towers(own)}"
         )
     model.load_state_dict({**own, **weights})
+
+
+def _may_be_missing(name: str) -> bool:
+    """BatchNorm's counter is no weight, and files from before it existed lack it; a model for the sigmoid loss may start from
+    one for the softmax."""
+    return name.endswith(".num_batches_tracked") or name == "logit_bias"
 
 
 def _some(names: Iterable[str]) -> str:

@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from cn_clip.towers.sites import Sites
+
 
 class ImageTower(Protocol):
     """What the two-tower model asks of an image tower, which is also an `nn.Module`."""
@@ -23,6 +25,10 @@ class ImageTower(Protocol):
     @property
     def dtype(self) -> torch.dtype:
         """Type that pictures are cast to."""
+
+    @property
+    def sites(self) -> Sites:
+        """The places where it draws at random."""
 
     def __call__(self, images_BCHW: Tensor, mask_ratio: float = 0.0) -> Tensor:
         """Features [B, E]; in training, a share `mask_ratio` of the patches is left out where the tower can."""

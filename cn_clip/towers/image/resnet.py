@@ -12,7 +12,12 @@ import torch
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
+from cn_clip.errors import ConfigError
 from cn_clip.towers.image import ImageTower
+from cn_clip.towers.keyed_dropout import key_dropout
+from cn_clip.towers.sites import Sites
+
+_STRIDE = 32  # of the last feature map, in pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,11 @@ def build(options: Options) -> ImageTower:
 
 class ResNetTower(ModifiedResNet):
     def __init__(self, options: Options) -> None:
+        if options.image_px < _STRIDE or options.image_px % _STRIDE == _STRIDE - 1:
+            # the stem rounds up and the rest down, so one size in 32 has another grid than its position embedding
+            raise ConfigError(
+                f"pictures of {options.image_px} px do not fit a ResNet: set model.image_px to a multiple of {_STRIDE}"
+            )
         super().__init__(
             layers=list(options.layers),
             output_dim=options.embed_dim,
@@ -43,6 +53,8 @@ class ResNetTower(ModifiedResNet):
             width=options.width,
         )
         self.image_px = options.image_px
+        self.sites = Sites()
+        key_dropout(self)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -13,7 +13,11 @@ import torch
 from open_clip.transformer import LayerNormFp32, QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
+from cn_clip.errors import ConfigError
 from cn_clip.towers.image import ImageTower
+from cn_clip.towers.keyed_dropout import key_dropout
+from cn_clip.towers.pair_random import random_words
+from cn_clip.towers.sites import Site, Sites
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,11 @@ class VitTower(VisionTransformer):
     """Class-token ViT; `proj` maps its width to the embedding."""
 
     def __init__(self, options: Options) -> None:
+        if options.image_px % options.patch_px:
+            raise ConfigError(
+                f"pictures of {options.image_px} px cannot be cut into patches of {options.patch_px} px: "
+                f"set model.image_px to a multiple of {options.patch_px}"
+            )
         super().__init__(
             image_size=options.image_px,
             patch_size=options.patch_px,
@@ -53,8 +62,11 @@ class VitTower(VisionTransformer):
             act_layer=QuickGELU if options.activation == "quick_gelu" else nn.GELU,
             norm_layer=LayerNormFp32,  # the published models normalise in fp32 whatever the weights' type
         )
-        self.patch_dropout = KeepPatches()  # the library's own rounds the number of kept patches differently
         self.image_px = options.image_px
+        self.sites = Sites()
+        # the library's own rounds the number of kept patches differently
+        self.patch_dropout = KeepPatches(self.sites.add("patches"))
+        key_dropout(self)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,8 +88,9 @@ class VitTower(VisionTransformer):
 class KeepPatches(nn.Module):
     """In training, keeps the class token and `int((L - 1) * (1 - ratio))` patches drawn at random, in random order."""
 
-    def __init__(self) -> None:
+    def __init__(self, site: Site) -> None:
         super().__init__()
+        self.site = site
         self.ratio = 0.0
 
     def forward(self, tokens_BLD: Tensor) -> Tensor:
@@ -85,7 +98,10 @@ class KeepPatches(nn.Module):
             return tokens_BLD
         batch, length, width = tokens_BLD.shape
         num_kept = int((length - 1) * (1 - self.ratio))
-        noise_BP = torch.rand(batch, length - 1, device=tokens_BLD.device)
-        kept_BK = noise_BP.argsort(dim=1)[:, :num_kept] + 1  # 0 is the class token
+        if self.site.keys_B is None:
+            noise_BP = torch.rand(batch, length - 1, device=tokens_BLD.device)
+        else:
+            noise_BP = random_words(self.site.keys_B, [length - 1])
+        kept_BK = noise_BP.argsort(dim=1, stable=True)[:, :num_kept] + 1  # 0 is the class token
         patches_BKD = tokens_BLD.gather(1, kept_BK[:, :, None].expand(-1, -1, width))
         return torch.cat([tokens_BLD[:, :1], patches_BKD], dim=1)

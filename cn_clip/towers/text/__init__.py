@@ -11,6 +11,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from cn_clip.towers.sites import Sites
+
 
 class TextTower(Protocol):
     """What the two-tower model asks of a text tower, which is also an `nn.Module`."""
@@ -22,6 +24,10 @@ class TextTower(Protocol):
     @property
     def pad_id(self) -> int:
         """Token id that fills up a caption; the mask is where tokens differ from it."""
+
+    @property
+    def sites(self) -> Sites:
+        """The places where it draws at random."""
 
     def features(self, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """One feature [B, D] per caption; `mask_BL` is true (or 1) for tokens that count."""

@@ -1,5 +1,10 @@
 """A text encoder of a local Hugging Face folder, whatever its architecture; captions come from its own tokenizer.
 
+Its dropout follows the keys of the pairs where its modules allow it: each `nn.Dropout` over features that lie pair by pair,
+and the attention weights of a two-way model that takes SDPA. The rest (functional dropout, eager or flex attention, layers
+left out at random) draws from torch's generators, so that there a step depends on how its batch is cut. A module that a
+model runs several times in a pass (ALBERT) drops the same elements each time.
+
 Shapes: B captions, L tokens, D model width.
 """
 
@@ -13,6 +18,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from cn_clip.errors import ConfigError, WeightsError
+from cn_clip.towers.keyed_attention import key_attention
+from cn_clip.towers.keyed_dropout import key_dropout
+from cn_clip.towers.sites import Sites
 from cn_clip.towers.text import TextTower
 
 
@@ -51,6 +59,9 @@ class HfTextTower(nn.Module):
         for name, child in self.trunk.named_children():
             if name == "pooler":
                 child.requires_grad_(False)
+        self.sites = Sites()
+        key_attention(self.trunk, self.sites)
+        key_dropout(self)
 
     @property
     def width(self) -> int:

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from cn_clip.errors import ConfigError
+from cn_clip.towers.keyed_attention import key_attention
+from cn_clip.towers.keyed_dropout import key_dropout
+from cn_clip.towers.sites import Sites
 from cn_clip.towers.text import TextTower
 
 PAD_ID = 0  # [PAD] of the Chinese vocabulary
@@ -67,6 +70,9 @@ class RobertaTower(BertModel):
         super().__init__(config, add_pooling_layer=False)
         # BERT draws the row of [PAD] too, where transformers writes zeros
         nn.init.normal_(self.embeddings.word_embeddings.weight, std=options.init_std)
+        self.sites = Sites()
+        key_attention(self, self.sites)
+        key_dropout(self)
 
     @property
     def width(self) -> int:

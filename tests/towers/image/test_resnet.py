@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from cn_clip.errors import ConfigError
 from cn_clip.towers.image.resnet import Options, ResNetTower
 
 
@@ -25,3 +26,15 @@ def test_mask_ratio_changes_nothing(tower: ResNetTower) -> None:
     images = torch.randn(2, 3, 64, 64)
     tower.eval()
     assert torch.equal(tower(images, 0.5), tower(images))
+
+
+@pytest.mark.parametrize("image_px", [32, 48, 62, 64])
+def test_the_last_grid_is_that_of_the_position_embedding(image_px: int) -> None:
+    tower = ResNetTower(Options(image_px=image_px, width=8, layers=(1, 1, 1, 1), embed_dim=12))
+    assert tower(torch.randn(2, 3, image_px, image_px)).shape == (2, 12)
+
+
+@pytest.mark.parametrize("image_px", [16, 63])
+def test_pictures_that_do_not_fit(image_px: int) -> None:
+    with pytest.raises(ConfigError, match=f"{image_px} px do not fit a ResNet: set model.image_px"):
+        ResNetTower(Options(image_px=image_px, width=8, layers=(1, 1, 1, 1)))
