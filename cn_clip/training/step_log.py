@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 MEASURED = ("data_seconds", "step_seconds", "pairs_per_second", "elapsed_seconds", "peak_memory_mib")
 """Numbers of a `train` row that depend on the machine; all others are the same however a run was interrupted."""
+MAX_SUSPECTS = 16
+"""Suspected false negatives that a step may write, those with the largest margins."""
 
 
 class StepLog:
@@ -162,18 +164,26 @@ class StepLog:
 
     def _record_suspects(self, step: int, suspects: Sequence[Row]) -> None:
         if self._suspects:
-            for suspect in suspects:
+            for suspect in sorted(suspects, key=lambda row: -row["margin"])[:MAX_SUSPECTS]:
                 self._suspects.write({"step": step, **suspect})
 
 
 @contextmanager
 def step_log(settings: Log, run_dir: RunDir, plan: Plan, order: EpochOrder) -> Iterator[StepLog]:
-    """A StepLog whose files and bar are closed at the end."""
+    """A StepLog whose files and bar are closed at the end, when the main rank writes the summary of the run."""
     log = StepLog(settings, run_dir, plan, order)
+    is_summed_up = settings.summary and run_dir.writes
     try:
         yield log
+    except BaseException as error:
+        is_summed_up &= isinstance(error, Exception)  # not Ctrl-C: whoever aborts does not wait
+        raise
     finally:
         log.close()
+        if is_summed_up:
+            from cn_clip.training.summary import summarize_run
+
+            summarize_run(run_dir.path)
 
 
 def _valid_line(where: str, result: ValidationResult) -> str:

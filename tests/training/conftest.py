@@ -65,6 +65,7 @@ def train(tiny_split: Path, tmp_path: Path) -> Train:
                 f"--logs={tmp_path}",
                 f"--name={name}",
                 "--set=log.tensorboard=false",
+                "--set=log.summary=false",
                 *words,
             ]
         )
