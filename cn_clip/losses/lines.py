@@ -6,14 +6,35 @@ away: 1 for rows, 0 for columns.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from cn_clip.losses.matches import Cells
 
 
-class LogSum:
-    """Log of the sum of exponentials of each line, stable for logits of any size and for lines where nothing counts."""
+@dataclass(frozen=True)
+class ExpSum:
+    """Sum of exponentials of each line, as e^largest · total: one rounded logarithm would cost half the digits of a
+    softmax of logits near 100."""
+
+    largest: Tensor
+    total: Tensor
+
+    def log(self, of: Tensor | None = None) -> Tensor:
+        """Log-sum-exp of each line, less the logit `of` where one is given."""
+        return self.total.log() + (self.largest if of is None else self.largest - of)
+
+    @classmethod
+    def joined(cls, largest_WN: Tensor, total_WN: Tensor) -> ExpSum:
+        """Of columns, from the sums of W ranks over their own rows."""
+        largest = largest_WN.amax(0)
+        return cls(largest, (total_WN * (largest_WN - largest).exp()).sum(0))
+
+
+class ExpSummer:
+    """Gathers `ExpSum`, stable for logits of any size and for lines where nothing counts."""
 
     def __init__(self, num: int, like: Tensor) -> None:
         self._largest = like.new_full((num,), torch.finfo(like.dtype).min)
@@ -27,9 +48,20 @@ class LogSum:
         self._total[at] = self._total[at] * (before - largest).exp_() + spare_ij.sum(dim)
         self._largest[at] = largest
 
-    def value(self) -> Tensor:
-        """-inf where nothing counts."""
-        return self._largest + self._total.log()
+    def sum(self) -> ExpSum:
+        return ExpSum(self._largest, self._total)
+
+
+def add_softmaxes(
+    logits_ij: Tensor, spare_ij: Tensor, rows: ExpSum, columns: ExpSum, i: slice, j: slice
+) -> None:
+    """Turn logits into their softmax along the row plus that along the column, in place.
+
+    `spare_ij` is left with the row's softmax but for a factor of the row.
+    """
+    torch.sub(logits_ij, rows.largest[i, None], out=spare_ij).exp_()
+    logits_ij.sub_(columns.largest[j]).exp_().div_(columns.total[j])
+    logits_ij.addcdiv_(spare_ij, rows.total[i, None])
 
 
 class Best:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cn_clip.config.schema import number
 from cn_clip.losses.diagnostics import Watch
-from cn_clip.losses.lines import Best, LogSum, joined_hits
+from cn_clip.losses.lines import Best, ExpSum, ExpSummer, add_softmaxes, joined_hits
 from cn_clip.losses.matches import Cells, Matches
 from cn_clip.losses.pair import GatherColumns, PairGradients, PairIds, PairLoss, SharedOptions, Targets
 from cn_clip.losses.tiles import DEFAULT_TILE, Tile, Tiles, plain_arithmetic
@@ -88,30 +88,32 @@ def contrastive_gradients(
 class _Sums:
     """Of every line, each (R,) for rows or (N,) for columns."""
 
-    lse: Tensor
+    exp: ExpSum
     right: Tensor
     """Number of right cells."""
     right_logits: Tensor
+    """Their sum."""
     counted: Tensor
     """Number of cells that count; 0 without smoothing."""
     logits: Tensor
-    """Sum of the logits that count; 0 without smoothing."""
-    best: Tensor
+    """Their sum; 0 without smoothing."""
     hit: Tensor
 
     def losses(self, smoothing: float) -> Tensor:
         """Cross entropy of each line in nats."""
-        losses = self.lse - (1 - smoothing) * self.right_logits / self.right
-        return losses - smoothing * self.logits / self.counted if smoothing else losses
+        losses = self.exp.log(of=self.right_logits / self.right)
+        if smoothing:  # (1 - ε) (lse - right) + ε (lse - all), written as a change of the first
+            losses = losses + smoothing * (self.right_logits / self.right - self.logits / self.counted)
+        return losses
 
     def joined(self, gather_columns: GatherColumns) -> _Sums:
         """Of the columns, over all ranks' rows."""
-        own = (self.lse, self.best, self.hit, self.right, self.right_logits, self.counted, self.logits)
-        lse, best, hit, *summed = gather_columns(torch.stack(own)).unbind(1)
+        found = (self.exp.largest, self.exp.total, self.hit)
+        added = (self.right, self.right_logits, self.counted, self.logits)
+        largest, total, hit, *summed = gather_columns(torch.stack([*found, *added])).unbind(1)
         right, right_logits, counted, logits = (part.sum(0) for part in summed)
-        return _Sums(
-            lse.logsumexp(0), right, right_logits, counted, logits, best.amax(0), joined_hits(best, hit)
-        )
+        exp = ExpSum.joined(largest, total)
+        return _Sums(exp, right, right_logits, counted, logits, joined_hits(largest, hit))
 
 
 class _Line:
@@ -119,13 +121,13 @@ class _Line:
 
     def __init__(self, num: int, like: Tensor, dim: int) -> None:
         self._dim = dim
-        self._lse, self._best = LogSum(num, like), Best(num, like)
+        self._exp, self._best = ExpSummer(num, like), Best(num, like)
         self.right, self.right_logits, self._counted, self._logits = like.new_zeros(4, num)
 
     def add(self, at: slice, tile: Tile, cells: Cells, smoothing: float) -> None:
         dim, logits, spare = self._dim, tile.logits, tile.spare
         self._best.add(at, logits, cells, dim)
-        self._lse.add(at, logits, spare, dim)
+        self._exp.add(at, logits, spare, dim)
         if cells.also_right is not None:
             self.right[at] += cells.also_right.sum(dim)
             self.right_logits[at] += torch.mul(logits, cells.also_right, out=spare).sum(dim)
@@ -137,8 +139,9 @@ class _Line:
             self._logits[at] += logits.sum(dim)
 
     def sums(self) -> _Sums:
-        lse, best = self._lse.value(), self._best
-        return _Sums(lse, self.right, self.right_logits, self._counted, self._logits, best.best, best.hit)
+        return _Sums(
+            self._exp.sum(), self.right, self.right_logits, self._counted, self._logits, self._best.hit
+        )
 
 
 def _sums(
@@ -165,18 +168,18 @@ def _sums(
 def _differentiate(
     tiles: Tiles, matches: Matches, rows: _Sums, columns: _Sums, smoothing: float, watch: Watch | None
 ) -> None:
-    """Second pass: 2N·dLoss/dS = e^(S - lse_row) + e^(S - lse_col) - targets of the row - targets of the column."""
+    """Second pass: 2N·dLoss/dS = softmax of the row + of the column - targets of the row - targets of the column."""
     row_target, column_target = (1 - smoothing) / rows.right, (1 - smoothing) / columns.right
     own_target_R = row_target + column_target[matches.own_R]
     for tile in tiles.walk():
         i, j, logits, spare = tile.i, tile.j, tile.logits, tile.spare
         cells = matches.cells(i, j)
         cells.leave_out(logits)
-        torch.sub(logits, rows.lse[i, None], out=spare).exp_()
         if cells.is_paired:
-            logits.sub_(columns.lse[j]).exp_().add_(spare)
+            add_softmaxes(logits, spare, rows.exp, columns.exp, i, j)
         else:
-            logits.copy_(spare)
+            torch.sub(logits, rows.exp.largest[i, None], out=spare).exp_()
+            torch.div(spare, rows.exp.total[i, None], out=logits)
         if watch is not None:
             watch.add(tile, spare, cells)
         cells.add_own(logits, -own_target_R[i])
