@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -67,13 +68,12 @@ class ZeroEngine(Engine[Model]):
             )
         super().set_optimizer(optimizer)
         self._groups = [len(group["params"]) for group in optimizer.param_groups]
-        with contextlib.redirect_stdout(sys.stderr):  # it prints what it builds
-            self._engine = self._deepspeed.initialize(
-                model=self.module,
-                optimizer=optimizer,
-                config=deepspeed_settings(self.settings, self.precision),
-                dist_init_required=False,
-            )[0]
+        self._engine = self._deepspeed.initialize(
+            model=self.module,
+            optimizer=optimizer,
+            config=deepspeed_settings(self.settings, self.precision),
+            dist_init_required=False,
+        )[0]
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:  # Any: the model's own forward
         outputs = self._engine(*inputs, **options)
@@ -237,7 +237,7 @@ def _step_twin(optimizer: torch.optim.Optimizer, weights: Sequence[Tensor], slop
     """Two steps of another optimizer of the same kind and settings over `weights`, in place."""
     parameters = [nn.Parameter(weight) for weight in weights]
     twin = object.__new__(type(optimizer))
-    twin.__setstate__({**optimizer.__getstate__(), "state": {}, "param_groups": []})
+    twin.__setstate__({**optimizer.__getstate__(), "state": defaultdict(dict), "param_groups": []})
     twin.add_param_group({**optimizer.defaults, "params": parameters, "lr": 0.1})
     for _ in range(2):
         for parameter, slope in zip(parameters, slopes, strict=True):
@@ -274,6 +274,10 @@ def _import_deepspeed(settings: Parallel, ranks: Ranks) -> ModuleType:
     if not dist.is_initialized():  # one process without torchrun: DeepSpeed wants a group all the same
         backend = "nccl" if ranks.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    os.environ.setdefault(
+        "LOCAL_RANK", str(ranks.local_rank)
+    )  # it reads torchrun's variable without torchrun, too
+    with contextlib.redirect_stdout(sys.stderr):  # it prints what it builds
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     module: ModuleType = deepspeed
     return module
