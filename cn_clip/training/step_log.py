@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 MEASURED = ("data_seconds", "step_seconds", "pairs_per_second", "elapsed_seconds", "peak_memory_mib")
 """Numbers of a `train` row that depend on the machine; all others are the same however a run was interrupted."""
 MAX_SUSPECTS = 16
-"""Suspected false negatives that a step may write, those with the largest margins."""
+"""Suspected false negatives that a step may write, those with the largest margins above 0."""
 
 
 class StepLog:
@@ -164,7 +164,8 @@ class StepLog:
 
     def _record_suspects(self, step: int, suspects: Sequence[Row]) -> None:
         if self._suspects:
-            for suspect in sorted(suspects, key=lambda row: -row["margin"])[:MAX_SUSPECTS]:
+            beaten = [suspect for suspect in suspects if suspect["margin"] > 0]
+            for suspect in sorted(beaten, key=lambda row: -row["margin"])[:MAX_SUSPECTS]:
                 self._suspects.write({"step": step, **suspect})
 
 

@@ -24,6 +24,7 @@ GUIDES = (
     "inspecting",
     "training",
     "training-sets",
+    "monitoring",
     "multi-node",
     "evaluation",
     "zero-shot",

@@ -84,13 +84,15 @@ def test_another_plan_is_told_where_it_begins(tmp_path: Path) -> None:
     assert [(row["step"], row["global_batch"]) for row in plans] == [(0, 4), (4, 8)]
 
 
-def test_only_the_worst_suspects_of_a_step_are_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("num", "kept"), [(50, MAX_SUSPECTS), (5, 4)])
+def test_only_the_worst_suspects_of_a_step_are_kept(tmp_path: Path, num: int, kept: int) -> None:
+    """And only where the wrong caption is nearer than the right one."""
     run_dir = RunDir(str(tmp_path), "run", writes=True)
-    suspects = [{"pair_id": number, "margin": number / 100} for number in range(50)]
+    suspects = [{"pair_id": number, "margin": number / 100} for number in range(num)]
     with step_log(QUIET, run_dir, Plan(3, 0, 9), ORDER) as steps:
         steps.train(1, report(1, suspects=suspects), lr=1.0, data_seconds=0.1, step_seconds=0.2)
     written = [row["pair_id"] for row in read_rows(run_dir.suspects)]
-    assert written == list(range(49, 49 - MAX_SUSPECTS, -1))
+    assert written == list(range(num - 1, num - 1 - kept, -1))
 
 
 def test_a_number_that_is_none_is_null(tmp_path: Path) -> None:
