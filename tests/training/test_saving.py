@@ -231,8 +231,8 @@ def test_an_error_of_the_run_is_not_hidden_by_one_of_its_file(
     with (
         pytest.raises(ValueError, match="^the run's$"),
         caplog.at_level(logging.ERROR),
-        run.saver,
         small_files(),
+        run.saver,
     ):
         run.step(1)
         raise ValueError("the run's")

@@ -11,17 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
+from cn_clip.clip.lora import Adapters, is_adapter
+from cn_clip.clip.model import CLIP
 from cn_clip.clip.weights import (
     Checkpoint,
+    Weights,
     load_into,
     model_weights,
     read_checkpoint,
     state_for_run,
 )
+from cn_clip.clip.weights.layouts import resize_pos_embed
 from cn_clip.errors import WeightsError
-from cn_clip.training.checkpoints.content import check_format, own_weights
+from cn_clip.training.checkpoints.content import check_format
 from cn_clip.training.checkpoints.position import Position
 from cn_clip.training.checkpoints.state import RunState
 
@@ -38,16 +40,34 @@ class SavedRun:
     """`settings` and `world_size` of its run; nothing for one of the reference."""
     checkpoint: Checkpoint
 
-    def load_weights(self, model: nn.Module) -> None:
-        """Give the bare model the weights that were trained; those to use, where it lacks what they were trained with."""
-        live = own_weights(self.checkpoint, "live")
-        if live is not None and not live.keys() <= model.state_dict().keys():
-            logger.info(
-                "The model has no adapters as the checkpoint's had: taking them merged into its weights."
-            )
-            live = None
-        weights = model_weights(self.checkpoint) if live is None else live
-        load_into(model, weights, where=str(self.path))
+    def load_weights(self, model: CLIP) -> None:
+        """Give the bare model the weights that were trained; where adapters were, the weights with these merged in."""
+        load_into(model, model_weights(self.checkpoint), where=str(self.path))
+        if not any(map(is_adapter, self._kept.get("live") or ())):
+            self.load_adapters(model, Adapters())
+
+    def load_adapters(self, model: CLIP, adapters: Adapters) -> None:
+        """After `load_weights`, once adapters were added to the bare model: give it all that was trained as it was."""
+        live = self._restored("live", model, adapters)
+        if live is None:
+            logger.info("The checkpoint's adapters are of other settings (lora): going on with them merged.")
+            return
+        own = model.state_dict()
+        for name, tensor in live.items():
+            if name not in own or own[name].shape != tensor.shape:
+                raise WeightsError(f"{self.path} does not fit the model, which has no place for its {name}")
+        model.load_state_dict({**own, **live})
+
+    def _restored(self, kind: str, model: CLIP, adapters: Adapters) -> Weights | None:
+        """The `live` or `average` tensors, positions stretched to the model's; None where adapters were of other settings."""
+        found = adapters.restored(self._kept.get(kind) or {}, model_weights(self.checkpoint))
+        if found is not None:
+            resize_pos_embed(found, model)
+        return found
+
+    @property
+    def _kept(self) -> Mapping[str, Any]:
+        return self.checkpoint.get("cn_clip", {})
 
     def load_training(self, state: RunState) -> None:
         """Give back the optimizer, the gradient scaler, the average, and what the run has kept so far."""
@@ -61,11 +81,11 @@ class SavedRun:
         engine.load_optimizer_state(state_for_run(self.checkpoint["optimizer"], groups, engine.module))
         engine.precision.load_state_dict(self.checkpoint.get("scaler", {}))
         logger.info("=> optimizer state is restored from the checkpoint")
-        kept = self.checkpoint.get("cn_clip", {})
-        average = own_weights(self.checkpoint, "average")
-        if state.average is not None and average is not None:
-            state.average.load(average, kept["num_updates"])
-        state.best = kept.get("best")
+        if state.average is not None and self._kept.get("average") is not None:
+            average = self._restored("average", engine.module, state.adapters)
+            if average is not None:
+                state.average.load(average, self._kept["num_updates"])
+        state.best = self._kept.get("best")
 
     def say_loaded(self, step: int) -> None:
         """The reference's line: the run goes on with `step` steps done."""
@@ -74,7 +94,7 @@ class SavedRun:
     @property
     def own_files(self) -> list[str]:
         """Names beside this file that its run wrote for epochs and steps, oldest first."""
-        return list(self.checkpoint.get("cn_clip", {}).get("own_files", ()))
+        return list(self._kept.get("own_files", ()))
 
 
 def read_saved(path: Path) -> SavedRun:
