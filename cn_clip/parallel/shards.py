@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING, TypeGuard
+
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether ranks hold parts of it."""
+    if "torch.distributed.tensor" not in sys.modules:  # a second to import, and nobody has made such a tensor
+        return False
+    from torch.distributed.tensor import DTensor
+
     return isinstance(tensor, DTensor)
 
 
 def own_part(tensor: Tensor) -> Tensor:
     """What this rank holds of the tensor, in the same memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def shard_like(whole: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, the same on every rank, cut up as `like` is; of the type it has."""
-    if not isinstance(like, DTensor):
+    if not is_sharded(like):
         return whole.to(like.device)
+    from torch.distributed.tensor import distribute_tensor
+
     # no rank sends: each cuts its part out of its own copy
     whole = whole.to(like.to_local().device)
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
@@ -31,6 +41,10 @@ def drop_gathered(model: nn.Module) -> None:
 
     To be called when sharded weights were changed by hand: FSDP2 would go on with the ones it has.
     """
+    if not any(is_sharded(parameter) for parameter in model.parameters()):
+        return
+    from torch.distributed.fsdp import FSDPModule
+
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cn_clip.clip.weights.layouts import POSITION_KEYS
 from cn_clip.errors import WeightsError
 
 logger = logging.getLogger(__name__)
@@ -234,7 +235,7 @@ def _shapes_agree(
     file: OptimizerState, parts: Iterable[list[str]], shape_of: Mapping[str, torch.Size]
 ) -> bool:
     return all(
-        name.endswith("positional_embedding") or _fits(file["state"].get(number, {}), shape_of[name])
+        name in POSITION_KEYS or _fits(file["state"].get(number, {}), shape_of[name])
         for group, part in zip(file["param_groups"], parts, strict=True)
         for number, name in zip(group["params"], part, strict=True)
     )
