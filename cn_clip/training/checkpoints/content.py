@@ -1,7 +1,7 @@
-"""Layout of a checkpoint: from what a run holds to the dict that is saved.
+"""Layout of a checkpoint: from what a run holds to the dict that is saved, and back. Pure functions.
 
 The weights to use are the run's own (*live*) ones, the average in place of those it averages, adapters merged. Of the live
-and of the averaged tensors only those are kept beside them that these do not tell (`Adapters.difference`).
+and of the averaged tensors only those are kept beside them that are absent there or differ.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
+
 import cn_clip
-from cn_clip.clip.lora import Adapters
+from cn_clip.clip.lora import merged
 from cn_clip.clip.weights import Checkpoint, Weights
 from cn_clip.errors import WeightsError
 from cn_clip.training.checkpoints.position import Position
@@ -43,10 +46,10 @@ class Captured:
     own_files: list[str] = field(default_factory=list)
 
 
-def to_content(captured: Captured, adapters: Adapters) -> Checkpoint:
+def to_content(captured: Captured) -> Checkpoint:
     """The dict that is saved."""
     live, average = captured.live, captured.average
-    usable = adapters.merged(live if average is None else {**live, **_as(live, average)})
+    usable = merged(dict(live) if average is None else dict(live) | _as(live, average))
     return {
         "epoch": captured.position.epoch,
         "step": captured.position.step,
@@ -61,8 +64,8 @@ def to_content(captured: Captured, adapters: Adapters) -> Checkpoint:
             "stage": captured.position.stage,
             "best": captured.best,
             "own_files": captured.own_files,
-            "live": adapters.difference(live, usable),
-            "average": None if average is None else adapters.difference(average, usable),
+            "live": _beside(usable, live),
+            "average": None if average is None else _beside(usable, average),
             "num_updates": captured.num_updates,
         },
     }
@@ -71,6 +74,33 @@ def to_content(captured: Captured, adapters: Adapters) -> Checkpoint:
 def _as(live: Weights, average: Weights) -> Weights:
     """Averages in the number types of what they average."""
     return {name: tensor.to(live[name].dtype) for name, tensor in average.items()}
+
+
+def _beside(usable: Weights, own: Weights) -> dict[str, Any]:
+    """What `own` cannot be told from `usable` without."""
+    return {
+        "differ": {name: tensor for name, tensor in own.items() if not _same(usable.get(name), tensor)},
+        "names": list(own),
+    }
+
+
+def _same(one: Tensor | None, other: Tensor) -> bool:
+    """Bit by bit: 0.0 equals -0.0, and yet a run that goes on from the other may differ."""
+    if one is None or one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(*(tensor.contiguous().flatten().view(torch.uint8) for tensor in (one, other)))
+
+
+def own_weights(checkpoint: Checkpoint, kind: str) -> Weights | None:
+    """The `live` or `average` tensors of a checkpoint; None where it keeps none beside `state_dict`."""
+    kept = checkpoint.get("cn_clip", {}).get(kind)
+    if not kept:
+        return None
+    usable: Weights = checkpoint["state_dict"]
+    return {
+        name: kept["differ"][name] if name in kept["differ"] else usable[PREFIX + name]
+        for name in kept["names"]
+    }
 
 
 def check_format(checkpoint: Checkpoint, where: str) -> None:

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cn_clip.clip.lora import Adapters, is_adapter
+from cn_clip.clip.lora import is_adapter, load_live
 from cn_clip.clip.model import CLIP
 from cn_clip.clip.weights import (
     Checkpoint,
-    Weights,
     load_into,
     model_weights,
     read_checkpoint,
@@ -23,7 +22,7 @@ from cn_clip.clip.weights import (
 )
 from cn_clip.clip.weights.layouts import resize_pos_embed
 from cn_clip.errors import WeightsError
-from cn_clip.training.checkpoints.content import check_format
+from cn_clip.training.checkpoints.content import check_format, own_weights
 from cn_clip.training.checkpoints.position import Position
 from cn_clip.training.checkpoints.state import RunState
 
@@ -43,27 +42,17 @@ class SavedRun:
     def load_weights(self, model: CLIP) -> None:
         """Give the bare model the weights that were trained; where adapters were, the weights with these merged in."""
         load_into(model, model_weights(self.checkpoint), where=str(self.path))
-        if not any(map(is_adapter, self._kept.get("live") or ())):
-            self.load_adapters(model, Adapters())
+        live = own_weights(self.checkpoint, "live")
+        if live is not None and not any(map(is_adapter, live)) and not load_live(model, live):
+            logger.info(
+                "The average of %s goes on as the weights: its run's own do not fit this model.", self.path
+            )
 
-    def load_adapters(self, model: CLIP, adapters: Adapters) -> None:
+    def load_adapters(self, model: CLIP) -> None:
         """After `load_weights`, once adapters were added to the bare model: give it all that was trained as it was."""
-        live = self._restored("live", model, adapters)
-        if live is None:
-            logger.info("The checkpoint's adapters are of other settings (lora): going on with them merged.")
-            return
-        own = model.state_dict()
-        for name, tensor in live.items():
-            if name not in own or own[name].shape != tensor.shape:
-                raise WeightsError(f"{self.path} does not fit the model, which has no place for its {name}")
-        model.load_state_dict({**own, **live})
-
-    def _restored(self, kind: str, model: CLIP, adapters: Adapters) -> Weights | None:
-        """The `live` or `average` tensors, positions stretched to the model's; None where adapters were of other settings."""
-        found = adapters.restored(self._kept.get(kind) or {}, model_weights(self.checkpoint))
-        if found is not None:
-            resize_pos_embed(found, model)
-        return found
+        live = own_weights(self.checkpoint, "live")
+        if live is not None and any(map(is_adapter, live)):
+            load_live(model, live)
 
     @property
     def _kept(self) -> Mapping[str, Any]:
@@ -81,10 +70,10 @@ class SavedRun:
         engine.load_optimizer_state(state_for_run(self.checkpoint["optimizer"], groups, engine.module))
         engine.precision.load_state_dict(self.checkpoint.get("scaler", {}))
         logger.info("=> optimizer state is restored from the checkpoint")
-        if state.average is not None and self._kept.get("average") is not None:
-            average = self._restored("average", engine.module, state.adapters)
-            if average is not None:
-                state.average.load(average, self._kept["num_updates"])
+        average = own_weights(self.checkpoint, "average")
+        if state.average is not None and average is not None:
+            resize_pos_embed(average, engine.module)
+            state.average.load(average, self._kept["num_updates"])
         state.best = self._kept.get("best")
 
     def say_loaded(self, step: int) -> None:

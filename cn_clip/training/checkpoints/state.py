@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cn_clip.clip.lora import Adapters
 from cn_clip.clip.weights import Checkpoint, state_for_file
 from cn_clip.parallel.engines import Engine
 from cn_clip.training.checkpoints.content import Captured, to_content
@@ -39,7 +38,6 @@ class RunState:
     origin: Mapping[str, Any]
     """`settings` and `world_size` of the run: what `continuation.differences` compares; `Any`: plain settings."""
     average: Average | None = None
-    adapters: Adapters = field(default_factory=Adapters)
     best: float | None = None
     """Value of `checkpoint.best` so far."""
     own_files: list[str] = field(default_factory=list)
@@ -67,7 +65,7 @@ class RunState:
 
     def content(self, captured: Captured) -> Checkpoint:
         """The dict to be saved; takes time, but nothing that changes."""
-        return to_content(captured, self.adapters)
+        return to_content(captured)
 
 
 def _copied(value: Any) -> Any:  # Any: nested dicts and lists of tensors and numbers
