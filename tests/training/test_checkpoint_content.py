@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +16,9 @@ from cn_clip.training.checkpoints.position import Position
 LIVE = {"visual.w": torch.tensor([1.0, -0.0, 3.0]), "bert.w": torch.tensor([4.0]), "scale": torch.tensor(2.0)}
 
 
-def content(live: Weights, average: Weights | None = None, adapters: Adapters | None = None) -> Checkpoint:
+def content(
+    live: Weights, average: Weights | None = None, merge: Callable[[Weights], Weights] = dict
+) -> Checkpoint:
     captured = Captured(
         name="run",
         position=Position(1, 2, 3),
@@ -26,7 +30,7 @@ def content(live: Weights, average: Weights | None = None, adapters: Adapters | 
         origin={"settings": {}, "world_size": 1},
         best=0.5,
     )
-    return to_content(captured)
+    return to_content(captured, merge)
 
 
 def same(one: Weights | None, other: Weights) -> bool:
@@ -62,17 +66,14 @@ def test_an_average_finer_than_the_weights_is_kept_whole() -> None:
 
 
 def test_adapters_are_merged_and_come_back() -> None:
-    live = {
-        "visual.fc.base_layer.weight": torch.ones(2, 2),
-        "visual.fc.lora_A.default.weight": torch.tensor([[0.0, 1.0]]),
-        "visual.fc.lora_B.default.weight": torch.tensor([[2.0], [0.0]]),
-        "visual.lora_scaling": torch.tensor(3.0),
-        "other": torch.zeros(1),
-    }
-    average = {"visual.fc.lora_B.default.weight": torch.tensor([[1.0], [0.0]])}
-    made = content(live, average)
-    assert made["state_dict"].keys() == {"module.visual.fc.weight", "module.other"}
-    assert made["state_dict"]["module.visual.fc.weight"].tolist() == [[1, 4], [1, 1]]
+    def merge(weights: Weights) -> Weights:
+        return {"w": weights["w.base"] + weights["w.adapter"], "other": weights["other"]}
+
+    live = {"w.base": torch.ones(2), "w.adapter": torch.tensor([0.0, 2.0]), "other": torch.zeros(1)}
+    average = {"w.adapter": torch.tensor([0.0, 1.0])}
+    made = content(live, average, merge)
+    assert made["state_dict"].keys() == {"module.w", "module.other"}
+    assert made["state_dict"]["module.w"].tolist() == [1, 2]
     assert same(own_weights(made, "live"), live) and same(own_weights(made, "average"), average)
 
 

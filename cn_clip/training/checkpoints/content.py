@@ -6,7 +6,7 @@ and of the averaged tensors only those are kept beside them that are absent ther
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 import cn_clip
-from cn_clip.clip.lora import merged
 from cn_clip.clip.weights import Checkpoint, Weights
 from cn_clip.errors import WeightsError
 from cn_clip.training.checkpoints.position import Position
@@ -46,10 +45,10 @@ class Captured:
     own_files: list[str] = field(default_factory=list)
 
 
-def to_content(captured: Captured) -> Checkpoint:
-    """The dict that is saved."""
+def to_content(captured: Captured, merge: Callable[[Weights], Weights]) -> Checkpoint:
+    """The dict that is saved; `merge` gives the published layout of live weights, adapters folded in."""
     live, average = captured.live, captured.average
-    usable = merged(dict(live) if average is None else dict(live) | _as(live, average))
+    usable = merge(dict(live) if average is None else dict(live) | _as(live, average))
     return {
         "epoch": captured.position.epoch,
         "step": captured.position.step,

@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cn_clip.clip.lora import is_adapter, load_live
+import torch
+from torch import Tensor
+
+from cn_clip.clip.lora import is_adapter
 from cn_clip.clip.model import CLIP
 from cn_clip.clip.weights import (
     Checkpoint,
+    Weights,
     load_into,
     model_weights,
     read_checkpoint,
@@ -43,16 +47,35 @@ class SavedRun:
         """Give the bare model the weights that were trained; where adapters were, the weights with these merged in."""
         load_into(model, model_weights(self.checkpoint), where=str(self.path))
         live = own_weights(self.checkpoint, "live")
-        if live is not None and not any(map(is_adapter, live)) and not load_live(model, live):
-            logger.info(
-                "The average of %s goes on as the weights: its run's own do not fit this model.", self.path
-            )
+        if live is not None and not any(map(is_adapter, live)):
+            self._load_live(model, live)
 
     def load_adapters(self, model: CLIP) -> None:
-        """After `load_weights`, once adapters were added to the bare model: give it all that was trained as it was."""
+        """After `load_weights`, once adapters were added to the bare model: give it all that was trained as it was.
+
+        Adapters of other settings stay merged into the weights, and the model's own are fresh.
+        """
         live = own_weights(self.checkpoint, "live")
         if live is not None and any(map(is_adapter, live)):
-            load_live(model, live)
+            self._load_live(model, live)
+
+    def _load_live(self, model: CLIP, live: Weights) -> None:
+        resize_pos_embed(live, model)
+        own = model.state_dict()
+        misfit = [
+            name
+            for name in {*live, *own}
+            if name not in live or name not in own or not _has_place(name, live[name], own[name])
+        ]
+        if misfit:
+            logger.info(
+                "The weights as they were trained do not fit this model (%s, ...): going on from those for use in %s, "
+                "with adapters merged and averages taken.",
+                min(misfit),
+                self.path,
+            )
+        else:
+            model.load_state_dict(live)
 
     @property
     def _kept(self) -> Mapping[str, Any]:
@@ -93,6 +116,12 @@ def read_saved(path: Path) -> SavedRun:
     check_format(checkpoint, str(path))
     ours = checkpoint.get("cn_clip", {})
     return SavedRun(path, _position(checkpoint, path), ours, checkpoint)
+
+
+def _has_place(name: str, tensor: Tensor, own: Tensor) -> bool:
+    # what adapters count is a setting, which a file must not change
+    is_setting = is_adapter(name) and tensor.dim() == 0
+    return torch.equal(tensor, own.cpu()) if is_setting else tensor.shape == own.shape
 
 
 def _position(checkpoint: Checkpoint, path: Path) -> Position:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from cn_clip.clip.weights import Checkpoint, state_for_file
+from cn_clip.clip.weights import Checkpoint, Weights, state_for_file
 from cn_clip.parallel.engines import Engine
 from cn_clip.training.checkpoints.content import Captured, to_content
 from cn_clip.training.checkpoints.position import Position
@@ -38,6 +38,8 @@ class RunState:
     origin: Mapping[str, Any]
     """`settings` and `world_size` of the run: what `continuation.differences` compares; `Any`: plain settings."""
     average: Average | None = None
+    merge: Callable[[Weights], Weights] = dict
+    """Live weights to those of the published layout, adapters folded in; pure, and called in a thread of its own."""
     best: float | None = None
     """Value of `checkpoint.best` so far."""
     own_files: list[str] = field(default_factory=list)
@@ -65,7 +67,7 @@ class RunState:
 
     def content(self, captured: Captured) -> Checkpoint:
         """The dict to be saved; takes time, but nothing that changes."""
-        return to_content(captured)
+        return to_content(captured, self.merge)
 
 
 def _copied(value: Any) -> Any:  # Any: nested dicts and lists of tensors and numbers
