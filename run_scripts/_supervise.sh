@@ -10,7 +10,7 @@
 #                        machine, since torchrun ends with 1 whatever the codes of its workers are.
 #   CN_CLIP_RESTART      how often this run has been started again, from 0
 #
-# TERM, INT and USR1 go to the training processes and not to torchrun, which gives its workers 30 s and then kills them.
+# TERM, INT, USR1 and HUP go to the training processes and not to torchrun, which gives its workers 30 s and then kills them.
 # How long a save may take is the cluster's to say. A second INT (Ctrl-C) ends the training processes at once.
 
 STOPPED=75  # EXIT_PREEMPTED of cn_clip/errors.py
@@ -21,7 +21,7 @@ supervise() {
     shift
     local code name restarts=0 most=${MAX_RESTARTS:-0}
     # Job control below gives what is started a process group of its own: Ctrl-C reaches this shell alone.
-    for name in TERM INT USR1; do
+    for name in TERM INT USR1 HUP; do
         # shellcheck disable=SC2064  # the name of now
         trap "pass_on $name" "$name"
     done
@@ -81,7 +81,7 @@ run_once() {
 # In the background shell: become COMMAND. Until training takes it, USR1 is ignored, or it would end torchrun and a Python
 # that is still importing. The death of this launcher, even by KILL, stops what it started where setpriv is (Linux).
 start() {
-    trap - TERM INT EXIT
+    trap - TERM INT HUP EXIT
     trap '' USR1
     exec ${die_with_launcher[@]+"${die_with_launcher[@]}"} "$@"
 }
@@ -111,7 +111,7 @@ signal_all() {  # SIGNAL "PIDS"
 }
 
 nudge() {  # USR1 again and again: a process that was still importing has ignored the first
-    trap - TERM INT USR1 EXIT
+    trap - TERM INT USR1 HUP EXIT
     while sleep 2; do
         signal_all USR1 "$(training_processes)"
     done

@@ -2,61 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = f"{ROOT}/run_scripts/muge_finetune_vit-b-16_rbt-base_flip.sh"
-TINY = (
-    "--vision-model=tiny-vit",
-    "--text-model=tiny-bert",
-    "--set",
-    "model.init_from=null",
-    "--batch-size=4",
-    "--valid-batch-size=4",
-    "--num-workers=0",
-    "--valid-num-workers=0",
-    "--precision=fp32",
-    "--set",
-    "log.tensorboard=false",
-)
+from tests.run_scripts.conftest import SCRIPT, TINY
 
 Bash = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def datapath(tmp_path: Path) -> Path:
-    """DATAPATH with a MUGE of 16 pairs in each split."""
-    folder = tmp_path / "datapath" / "datasets" / "MUGE"
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for split in ("train", "valid"):
-        rows, texts = [], []
-        for number in range(16):
-            png = io.BytesIO()
-            Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(png, "PNG")
-            rows.append(f"{number}\t{base64.b64encode(png.getvalue()).decode()}\n")
-            texts.append(
-                json.dumps({"text_id": number, "text": f"图片{number}", "image_ids": [number]}) + "\n"
-            )
-        (folder / f"{split}_imgs.tsv").write_text("".join(rows))
-        (folder / f"{split}_texts.jsonl").write_text("".join(texts))
-    door = f"{ROOT}/cn_clip/preprocess/build_lmdb_dataset.py"
-    subprocess.run(
-        [sys.executable, door, "--data_dir", folder, "--splits", "train,valid"],
-        check=True,
-        capture_output=True,
-    )
-    return tmp_path / "datapath"
 
 
 @pytest.mark.slow

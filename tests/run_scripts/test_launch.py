@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.run_scripts.conftest import free_port
+
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 STAND_IN = """
@@ -80,21 +82,11 @@ def test_several_ranks_meet_and_get_flags_torchrun_would_take(
         assert (facts(rank)["summed"], facts(rank)["WORLD_SIZE"]) == (2, "2")
 
 
-def test_two_machines_meet(launch: Launch, stand_in: Path, facts: Callable[[str], dict]) -> None:
+def test_two_machines_meet(
+    launch: Launch, stand_in: Path, facts: Callable[[str], dict], own_name: str
+) -> None:
     """Both on this machine, which has to be known by a name other than localhost."""
-    try:
-        socket.getaddrinfo(socket.gethostname(), 8514)
-    except OSError:
-        pytest.skip("this machine's own name does not resolve")
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = str(probe.getsockname()[1])
-    machine = {
-        "WORKER_CNT": "2",
-        "GPUS_PER_NODE": "1",
-        "MASTER_ADDR": socket.gethostname(),
-        "MASTER_PORT": port,
-    }
+    machine = {"WORKER_CNT": "2", "GPUS_PER_NODE": "1", "MASTER_ADDR": own_name, "MASTER_PORT": free_port()}
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(launch, stand_in, RANK=rank, **machine) for rank in "01"]
     assert [done.result().returncode for done in both] == [0, 0], both[0].result().stderr

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.run_scripts.conftest import LAUNCH, ROOT, clean_environment
+from tests.run_scripts.conftest import LAUNCH, ROOT, clean_environment, pids_with
 
 TRAINING = """
 import os, signal, sys, time
@@ -78,19 +78,6 @@ def start(tmp_path: Path, facts: Path) -> Iterator[Start]:
     yield begin
     for pid in pids_with(f"FACTS={facts}"):
         os.kill(pid, signal.SIGKILL)
-
-
-def pids_with(variable: str) -> list[int]:
-    """Processes that were started with this in their environment."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            names = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if variable.encode() in names:
-            found.append(int(path.parent.name))
-    return found
 
 
 def wait_for(*names: str, within: Path, seconds: float = 60) -> list[int]:
