@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # the common base of BatchNorm2d and SyncBatchNorm
 
@@ -61,4 +60,6 @@ def _depends(module: nn.Module) -> bool:
         return module.training or not module.track_running_stats
     if isinstance(module, nn.Dropout):
         return module.training and module.p > 0
-    return isinstance(module, DropPath) and module.training and module.drop_prob > 0
+    # of other libraries: stochastic depth, and models that drop without a module for it
+    shares = [value for name, value in vars(module).items() if "drop" in name]
+    return module.training and any(isinstance(share, float) and share > 0 for share in shares)

@@ -37,17 +37,16 @@ def key_dropout(tower: Tower) -> None:
 def replace(root: nn.Module, kind: type[nn.Module], build: Callable[[Any, str], nn.Module]) -> None:
     """Replace each module that is exactly of `kind` by what `build` makes of it and of its name."""
     for parent_name, parent in list(root.named_modules()):
-        if _only_reads_dropout(parent):
-            continue
         for name, child in list(parent.named_children()):
-            if type(child) is kind:
+            if type(child) is kind and not _is_only_read(parent, name):
                 full_name = f"{parent_name}.{name}" if parent_name else name
                 parent.register_module(name, build(child, full_name).train(child.training))
 
 
-def _only_reads_dropout(module: nn.Module) -> bool:
-    """Whether it hands the `p` of its dropout to an attention function (a convention of transformers)."""
-    return "Attention" in type(module).__name__ and "scaling" in vars(module)
+def _is_only_read(parent: nn.Module, name: str) -> bool:
+    """Whether a dropout is never called, its `p` being handed to an attention function (a convention of transformers)."""
+    is_attention = "Attention" in type(parent).__name__ and "scaling" in vars(parent)
+    return is_attention and name in ("dropout", "attention_dropout")
 
 
 class KeyedDropout(nn.Dropout):

@@ -42,6 +42,56 @@ def test_forward_gives_what_its_arguments_ask_for(model: CLIP, images: Tensor, t
         model(None, None)
 
 
+def test_kept_features_stand_for_pictures(model: CLIP, images: Tensor, tokens: Tensor) -> None:
+    expected = model(images, tokens)
+    kept = model.encode_image(images).detach()
+    found = model(kept, tokens)
+    assert all(torch.equal(*both) for both in zip(found, expected, strict=True))
+    assert torch.equal(model(kept, None), kept)
+
+
+def test_what_comes_twice_is_encoded_once(model: CLIP, images: Tensor, tokens: Tensor) -> None:
+    image_rows, text_rows = torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0, 1, 0])
+    expected = model(images[image_rows], tokens[text_rows])
+    found = model(images, tokens, image_rows=image_rows, text_rows=text_rows, text_groups=2)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        model(images, None, image_rows=image_rows), model.encode_image(images)[image_rows]
+    )
+
+
+def test_hard_negatives_stand_after_the_captions(model: CLIP, images: Tensor, tokens: Tensor) -> None:
+    """Two for each pair; their dropout goes with their pair, so a cut of the pairs changes nothing."""
+    model.train()
+    model.visual.eval()  # type: ignore[attr-defined]  # a Protocol does not say that it is a module
+    keys = torch.tensor([4, 5, 6])
+    negatives = torch.randint(1, 21128, (6, 10), generator=torch.Generator().manual_seed(3))
+    _, whole_ME, _ = model(images, torch.cat([tokens, negatives]), keys_B=keys)
+    assert whole_ME.shape == (9, 16)
+    _, pair_ME, _ = model(images[1:2], torch.cat([tokens[1:2], negatives[2:4]]), keys_B=keys[1:2])
+    torch.testing.assert_close(pair_ME, whole_ME[[1, 5, 6]], rtol=0, atol=1e-6)
+    _, same_ME, _ = model(images, torch.cat([tokens, tokens]), keys_B=keys)
+    assert (same_ME[:3] - same_ME[3:]).abs().max() > 1e-3, "a negative's dropout is its own"
+    with pytest.raises(AssertionError, match="4 captions under the keys of 3 pairs"):
+        model(images, torch.cat([tokens, negatives[:1]]), keys_B=keys)
+
+
+def test_the_sigmoid_loss_s_bias(model: CLIP, images: Tensor, tokens: Tensor) -> None:
+    names = list(model.state_dict())
+    assert "logit_bias" not in names
+    model.add_logit_bias(-10.0)
+    *features, bias = model(images, tokens)
+    assert len(features) == 3 and bias is model.logit_bias and bias.item() == -10
+    assert [name for name, _ in model.named_parameters()][:3] == [
+        "text_projection",
+        "logit_scale",
+        "logit_bias",
+    ]
+    assert set(model.state_dict()) == {*names, "logit_bias"}
+    assert copy.deepcopy(model).logit_bias is not bias
+
+
 def test_features_of_one_tower_are_not_normalised(model: CLIP, images: Tensor, tokens: Tensor) -> None:
     with torch.no_grad():
         assert (model.encode_image(images).norm(dim=-1) - 1).abs().min() > 1e-3
@@ -110,6 +160,26 @@ def test_another_picture_size() -> None:
     model = build_model("tiny-vit", "tiny-bert", image_px=48)
     assert model.visual.image_px == 48
     assert model.encode_image(torch.randn(1, 3, 48, 48)).shape == (1, 16)
+
+
+@pytest.mark.parametrize("image", ["tiny-vit", "tiny-resnet"])
+def test_added_dropout_follows_the_keys(image: str, images: Tensor, tokens: Tensor) -> None:
+    """As LoRA adds it, in both towers."""
+    model = build_model(image, "tiny-bert").train()
+    for block in (model.visual.blocks()[0], model.bert.blocks()[0]):
+        block.register_module("lora_dropout", nn.Dropout(0.5))
+        block.register_forward_pre_hook(lambda module, args: (module.lora_dropout(args[0]), *args[1:]))
+    model.key_dropout()
+    keys = torch.tensor([1, 2, 3])
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eval()
+    image_BE, text_BE, _ = model(images, tokens, keys_B=keys)
+    again = model(images[1:], tokens[1:], keys_B=keys[1:])
+    torch.testing.assert_close(again[0], image_BE[1:], rtol=0, atol=1e-6)
+    torch.testing.assert_close(again[1], text_BE[1:], rtol=0, atol=1e-6)
+    other = model(images, tokens, keys_B=keys + 9)
+    assert (other[0] - image_BE).abs().max() > 1e-3 and (other[1] - text_BE).abs().max() > 1e-3
 
 
 def test_the_tokenizer_is_there(model: CLIP) -> None:

@@ -1,4 +1,7 @@
 import copy
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 import torch
@@ -71,15 +74,57 @@ def test_switched_off_again(block: Normed) -> None:
     assert block.runs == 1
 
 
+class Gated(nn.Module):
+    """A block that depends on more than its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.gain = 1.0
+        self.remember = self._remember
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.weight).exp() * self.gain
+
+    def _remember(self) -> AbstractContextManager[None]:
+        return self._with(self.gain)  # the gain of now, whenever the context is entered
+
+    @contextmanager
+    def _with(self, gain: float) -> Iterator[None]:
+        before, self.gain = self.gain, gain
+        try:
+            yield
+        finally:
+            self.gain = before
+
+
+def test_a_block_remembers_what_it_ran_under() -> None:
+    """Several calls before one backward pass, each under something else."""
+    block = Gated()
+    recompute_blocks([block])
+    total = torch.zeros(())
+    for gain in (2.0, 3.0):
+        block.gain = gain
+        total = total + block(torch.ones(()))
+    block.gain = 100.0
+    total.backward()
+    assert block.weight.grad.item() == pytest.approx((2 + 3) * math.e)
+    assert block.gain == 100
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("image", ["tiny-vit", "tiny-resnet"])
-def test_the_model_s_gradients_are_equal_with_dropout_on(image: str) -> None:
+def test_the_model_s_gradients_are_equal_with_dropout_on(image: str, dtype: torch.dtype, keyed: bool) -> None:
     torch.manual_seed(0)
     plain = build_model(image, "tiny-bert").train()
     recomputed = copy.deepcopy(plain)
     recomputed.set_grad_checkpointing(True)
     assert list(recomputed.state_dict()) == list(plain.state_dict())
     for model in (plain, recomputed):
-        step(model)
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            total = forward(model, keyed)
+        total.backward()
     for (name, ours), theirs in zip(recomputed.named_parameters(), plain.parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad), name
     for (name, ours), theirs in zip(recomputed.named_buffers(), plain.buffers(), strict=True):
@@ -88,7 +133,14 @@ def test_the_model_s_gradients_are_equal_with_dropout_on(image: str) -> None:
     assert all("forward" not in vars(module) for module in recomputed.modules())
 
 
-def step(model: CLIP) -> None:
+def forward(model: CLIP, keyed: bool) -> Tensor:
     torch.manual_seed(5)
-    image_BE, text_BE, scale = model(torch.randn(4, 3, 32, 32), torch.randint(1, 21128, (4, 9)), 0.5)
-    (scale * image_BE @ text_BE.T).logsumexp(1).sum().backward()
+    images, tokens = torch.randn(8, 3, 32, 32), torch.randint(1, 21128, (8, 9))
+    keys = torch.arange(8) * 77
+    total = torch.zeros(())
+    for rows in (slice(0, 4), slice(4, 8)):
+        image_BE, text_BE, scale = model(
+            images[rows], tokens[rows], 0.5, keys_B=keys[rows] if keyed else None, text_groups=2
+        )
+        total = total + (scale * image_BE @ text_BE.T).logsumexp(1).sum()
+    return total

@@ -14,7 +14,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import DropPath
+from timm.layers import DropPath, PatchEmbed
 from torch import Tensor, nn
 
 from cn_clip.errors import ConfigError, WeightsError
@@ -67,18 +67,18 @@ class TimmTower(nn.Module):
         key_dropout(self)
 
     def _take_pictures_of(self, image_px: int) -> None:
-        """Resize the position embedding of a model that takes pictures of one size only."""
-        if not self.trunk.pretrained_cfg["fixed_input_size"]:
+        """Stretch the position embedding of a model that takes pictures of one size only."""
+        stems = [module for module in self.trunk.modules() if isinstance(module, PatchEmbed)]
+        own_px = stems[0].img_size[0] if stems and stems[0].img_size else image_px
+        if own_px == image_px or not self.trunk.pretrained_cfg["fixed_input_size"]:
             return
-        if tuple(self.trunk.patch_embed.img_size) != (image_px, image_px):
-            try:
-                self.trunk.set_input_size(img_size=(image_px, image_px))
-            except (AttributeError, AssertionError) as error:
-                own_px = self.trunk.patch_embed.img_size[0]
-                raise ConfigError(
-                    f"{type(self.trunk).__name__} of timm cannot be resized from {own_px} px to {image_px} px pictures: "
-                    f"set model.image_px to {own_px}"
-                ) from error
+        try:
+            self.trunk.set_input_size(img_size=(image_px, image_px))
+        except (AttributeError, AssertionError) as error:
+            raise ConfigError(
+                f"{type(self.trunk).__name__} of timm cannot be resized from {own_px} px to {image_px} px pictures: "
+                f"set model.image_px to {own_px}"
+            ) from error
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +75,34 @@ def test_position_embedding_of_another_picture_size(image: str) -> None:
     corner = 1 if image == "tiny-vit" else 0
     torch.testing.assert_close(model.state_dict()[key][corner], weights[key][corner], rtol=1e-5, atol=1e-6)
     assert torch.equal(weights[key], build(image).state_dict()[key]), "the caller's weights are left alone"
+
+
+def test_position_embedding_of_a_timm_model(tmp_path: Path) -> None:
+    preset = {"tower": "timm_tower", "embed_dim": 16, "options": {"architecture": "vit_tiny_patch16_224"}}
+    (tmp_path / "timm.json").write_text(json.dumps(preset))
+    small, large = (build_model(str(tmp_path / "timm.json"), "tiny-bert", px) for px in (32, 64))
+    key = "visual.trunk.pos_embed"
+    weights = small.state_dict()
+    load_into(large, weights, "x")
+    found = large.state_dict()[key]
+    assert (weights[key].shape[1], found.shape[1]) == (1 + 2 * 2, 1 + 4 * 4)
+    torch.testing.assert_close(found[0, [0, 1, 4, 13, 16]], weights[key][0])  # class token and corners
+    assert large.encode_image(torch.randn(1, 3, 64, 64)).shape == (1, 16)
+
+
+def test_the_sigmoid_loss_s_bias_may_be_missing_or_in_excess() -> None:
+    """A run of it starts from a model of the softmax; features and rankings do without the bias."""
+    with_bias, without = build(), build(seed=1)
+    with_bias.add_logit_bias(-10.0)
+    load_into(with_bias, without.state_dict(), "x")
+    assert with_bias.logit_bias.item() == -10
+    assert_loaded(with_bias, {**without.state_dict(), "logit_bias": torch.tensor(-10.0)})
+    other = build(seed=2)
+    other.add_logit_bias(-3.0)
+    load_into(with_bias, other.state_dict(), "x")
+    assert with_bias.logit_bias.item() == -3
+    load_into(without, other.state_dict(), "x")
+    assert_loaded(without, other.state_dict())
 
 
 def test_missing_and_unexpected_names(weights: Weights) -> None:
