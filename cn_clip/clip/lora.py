@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cn_clip.clip.model import CLIP
-from cn_clip.clip.weights.layouts import Weights, resize_pos_embed
+from cn_clip.clip.weights.layouts import Weights
 from cn_clip.config.schema import Lora
 from cn_clip.errors import ConfigError
 from cn_clip.parallel.rng import seeded, stable_seed
@@ -77,23 +77,6 @@ def merged(live: Mapping[str, Tensor]) -> Weights:
     for match in filter(None, map(_SPLIT_ATTENTION.fullmatch, list(plain))):
         plain = joined(plain, match[1])
     return plain
-
-
-def load_live(model: CLIP, live: Mapping[str, Tensor]) -> bool:
-    """Give a model that has its adapters the live weights of a file, to the bit.
-
-    False, and nothing changed, where they do not fit it, for example for adapters of another rank: it goes on from the merged
-    weights, which it must have already, with fresh adapters.
-    """
-    found, own = dict(live), model.state_dict()
-    resize_pos_embed(found, model)
-    fits = {name: t.shape for name, t in found.items()} == {name: t.shape for name, t in own.items()}
-    if fits and all(torch.equal(found[name], own[name]) for name in own if name.endswith(f".{SCALING}")):
-        model.load_state_dict(found)
-        return True
-    if any(map(is_adapter, {*own, *found})):
-        logger.info("The checkpoint's adapters are not of these settings (lora): going on with them merged.")
-    return False
 
 
 def _adapt(model: CLIP, name: str, rank: int, settings: Lora) -> list[str]:

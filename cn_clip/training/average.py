@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from cn_clip.config.schema import Ema, Parallel
-from cn_clip.errors import ConfigError, WeightsError
+from cn_clip.errors import ConfigError
 from cn_clip.parallel.shards import drop_gathered, own_part, shard_like
+
+logger = logging.getLogger(__name__)
 
 
 class WeightAverage:
@@ -82,15 +85,18 @@ class WeightAverage:
     def load(self, whole: Mapping[str, Tensor], num_updates: int) -> None:
         """Go on from averages of a file: whole tensors, the same on every rank.
 
-        A parameter that the file has no average of starts from its weights now.
+        What the file has no average of, or one of another shape (an adapter of another rank), starts from its weights now.
         """
+        fresh = []
         for name, average in self._averages.items():
-            if name not in whole:
-                continue
-            if whole[name].shape != average.shape:
-                raise WeightsError(
-                    f"the averaged weights of the checkpoint have {name} {list(whole[name].shape)} where the model "
-                    f"has {list(average.shape)}: train with the settings of the run it is from"
-                )
-            own_part(average).copy_(own_part(shard_like(whole[name].to(average.dtype), average)))
+            if name in whole and whole[name].shape == average.shape:
+                own_part(average).copy_(own_part(shard_like(whole[name].to(average.dtype), average)))
+            else:
+                fresh.append(name)
+        if fresh:
+            logger.info(
+                "%d parameters have no average in the checkpoint, so theirs starts from the weights: %s, ...",
+                len(fresh),
+                fresh[0],
+            )
         self.num_updates = num_updates

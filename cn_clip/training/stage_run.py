@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from cn_clip.clip.lora import add_adapters, merged
 from cn_clip.config.load import to_plain
 from cn_clip.config.schema import TrainConfig
 from cn_clip.data.loader import explained_worker_death
@@ -128,17 +129,22 @@ def prepare_stage(context: RunContext, leg: Leg, saved: SavedRun | None, *, is_s
         saved.load_weights(model)
     elif config.model.init_from is not None:
         initialise(model, config.model.init_from)
-    frozen = freeze_towers(model, config.model)
+    adapted = add_adapters(model, config.lora, config.run.seed)
+    if saved is not None:
+        saved.load_adapters(model)
+    model.key_dropout()  # of the adapters too
+    frozen = [*adapted, *freeze_towers(model, config.model)]
     precision = Precision(config.train.precision, ranks.device)
     engine = parallelize(model, config, precision, ranks)
     engine.set_optimizer(build_optimizer(model, config.optim))
     average = None
     if config.ema.decay is not None:
         average = WeightAverage(engine.module, config.ema, config.parallel)
-    state = RunState(config.run.name, engine, context.origin, average)
+    state = RunState(config.run.name, engine, context.origin, average, merge=merged)
     if saved is not None:
         if not (is_start and config.run.reset_optimizer):
-            saved.load_training(state)
+            # a stage's own settings hold from its first step; without stages the file's do, as in the reference
+            saved.load_training(state, keep_settings=bool(context.config.stages))
         saved.say_loaded(leg.plan.first_step)
     task = build_task(config, leg, engine, frozen)
     return StageRun(context, leg, task, data, state, saved)

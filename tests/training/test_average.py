@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from torch import Tensor
 
 from cn_clip.clip.model import CLIP, build_model
 from cn_clip.config.schema import Ema, Model, Parallel
-from cn_clip.errors import ConfigError, WeightsError
+from cn_clip.errors import ConfigError
 from cn_clip.training.average import WeightAverage
 from cn_clip.training.freezing import freeze_towers
 
@@ -96,11 +98,22 @@ def test_going_on_from_a_file_is_going_on(model: CLIP) -> None:
         move(towers, 9)
         which.update()
     assert all(torch.equal(tensor, resumed.state()[name]) for name, tensor in average.state().items())
-    # a file that lacks some: they start from the weights
-    resumed.load({"text_projection": torch.zeros_like(model.text_projection)}, 0)
-    assert not resumed.state()["text_projection"].any()
-    with pytest.raises(WeightsError, match="text_projection"):
-        resumed.load({"text_projection": torch.zeros(2, 2)}, 0)
+
+
+def test_what_a_file_has_no_average_of_starts_from_the_weights(
+    model: CLIP, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    average = WeightAverage(model, Ema(decay=0.99), Parallel())
+    file = {
+        "text_projection": torch.zeros_like(model.text_projection),
+        "visual.conv1.weight": torch.zeros(2, 2),
+    }
+    average.load(file, 7)
+    assert average.num_updates == 7
+    assert not average.state()["text_projection"].any()
+    assert torch.equal(average.state()["visual.conv1.weight"], model.state_dict()["visual.conv1.weight"])
+    assert f"{len(average.state()) - 1} parameters have no average in the checkpoint" in caplog.text
 
 
 def test_zero3_is_refused(model: CLIP) -> None:

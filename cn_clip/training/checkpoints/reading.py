@@ -81,16 +81,25 @@ class SavedRun:
     def _kept(self) -> Mapping[str, Any]:
         return self.checkpoint.get("cn_clip", {})
 
-    def load_training(self, state: RunState) -> None:
-        """Give back the optimizer, the gradient scaler, the average, and what the run has kept so far."""
+    def load_training(self, state: RunState, *, keep_settings: bool = False) -> None:
+        """Give back the optimizer, the gradient scaler, the average, and what the run has kept so far.
+
+        The optimizer's settings (decay, betas) are the file's, or with `keep_settings` stay this run's.
+        """
         if "optimizer" not in self.checkpoint:
             raise WeightsError(
                 f"{self.path} has no optimizer state: add --reset-optimizer (run.reset_optimizer=true), or start from "
                 "its weights with model.init_from"
             )
         engine = state.engine
-        groups = engine.optimizer.param_groups
-        engine.load_optimizer_state(state_for_run(self.checkpoint["optimizer"], groups, engine.module))
+        found = state_for_run(
+            self.checkpoint["optimizer"],
+            engine.optimizer.param_groups,
+            engine.module,
+            engine.shapes(),
+            keep_settings=keep_settings,
+        )
+        engine.load_optimizer_state(found)
         engine.precision.load_state_dict(self.checkpoint.get("scaler", {}))
         logger.info("=> optimizer state is restored from the checkpoint")
         average = own_weights(self.checkpoint, "average")
