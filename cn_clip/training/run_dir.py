@@ -47,7 +47,10 @@ class RunDir:
 
     @property
     def latest_checkpoint(self) -> Path:
-        return self.checkpoints / "epoch_latest.pt"
+        """The newest of the whole file and the folder of shards; which of both a run writes may have changed."""
+        whole, sharded = self.checkpoints / "epoch_latest.pt", self.checkpoints / "epoch_latest.sharded"
+        there = [path for path in (whole, sharded) if path.exists()]
+        return max(there, key=lambda path: path.stat().st_mtime, default=whole)
 
     @property
     def metrics(self) -> Path:

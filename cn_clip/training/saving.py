@@ -10,18 +10,18 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from types import TracebackType
 
 from cn_clip.config.schema import Checkpoint, TrainConfig
 from cn_clip.errors import ConfigError, Preempted, TrainingError
-from cn_clip.parallel.gather import from_main
+from cn_clip.parallel.gather import gather_objects
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.training.checkpoints.background import Background
-from cn_clip.training.checkpoints.content import Captured
 from cn_clip.training.checkpoints.files import BEST, LATEST, CheckpointFiles, epoch_file, step_file
+from cn_clip.training.checkpoints.folders import CheckpointFolders, folder_name
 from cn_clip.training.checkpoints.position import Position
-from cn_clip.training.checkpoints.reading import SavedRun
+from cn_clip.training.checkpoints.saved import SavedRun
+from cn_clip.training.checkpoints.saved_folder import save_folder
 from cn_clip.training.checkpoints.state import RunState
 from cn_clip.training.plan import Plan, is_due
 from cn_clip.training.run_dir import RunDir
@@ -53,11 +53,16 @@ class Saver:
         self._settings, self._state, self._plan, self._stage = settings, state, plan, stage
         self._stop, self._clock = stop, clock
         self._ranks: Ranks = state.engine.ranks
-        self._files = CheckpointFiles(run_dir.checkpoints)
+        _check_sharded(settings, state)
+        self._files, self._folders = (
+            CheckpointFiles(run_dir.checkpoints),
+            CheckpointFolders(run_dir.checkpoints),
+        )
         self._writing = Background()
         self._last_save = clock()
         if run_dir.writes:
             self._files.remove_partial()
+            self._folders.remove_partial()
 
     def __enter__(self) -> Saver:
         return self
@@ -148,36 +153,57 @@ class Saver:
         own = [name for name in names if name != BEST]
         state = self._state
         state.own_files = [name for name in state.own_files if name not in own] + own
-        captured = state.capture(position)
+        job = (
+            self._sharded_job(names, position) if self._settings.sharded else self._whole_job(names, position)
+        )
         self._last_save = self._clock()
-        keep = self._settings.keep_last
-        if captured is not None:
-            job = partial(self._write, [*names, LATEST], captured, state.own_files, keep)
-            if self._settings.asynchronous:
-                self._writing.start(job)
-            else:
-                self._writing.run(job)
-        if keep is not None:
-            state.own_files = state.own_files[-keep:]
-        if not self._settings.asynchronous:
+        if self._settings.asynchronous:
+            self._writing.start(job)
+        else:
+            self._writing.run(job)
             self._wait()
 
-    def _write(self, names: list[str], captured: Captured, own_files: list[str], keep: int | None) -> None:
-        content = self._state.content(captured)
-        self._files.write(names, content, captured.position, safetensors=self._settings.safetensors)
+    def _whole_job(self, names: list[str], position: Position) -> Callable[[], None]:
+        """Capture; returns what is then left to do: nothing but on the main rank. Collective."""
+        captured, own_files = self._state.capture(position), self._state.own_files
+        keep = self._settings.keep_last
         if keep is not None:
-            self._files.prune(own_files, keep)
+            self._state.own_files = own_files[-keep:]
+
+        def write() -> None:
+            if captured is None:
+                return
+            content = self._state.content(captured)
+            self._files.write([*names, LATEST], content, position, safetensors=self._settings.safetensors)
+            if keep is not None:
+                self._files.prune(own_files, keep)
+
+        return write
+
+    def _sharded_job(self, names: list[str], position: Position) -> Callable[[], None]:
+        """Begin to write every rank's part; returns what is then left to do. Collective."""
+        state, folders, started = self._state, self._folders, time.time()
+        place = folders.place([name for name in names if name != BEST], position)
+        pending = save_folder(place, state, position, asynchronous=self._settings.asynchronous)
+
+        def finish() -> None:
+            pending.wait()
+            if state.engine.ranks.is_main:
+                folders.publish(place, [*names, LATEST], position, started)
+                state.own_files = folders.prune(state.own_files, self._settings.keep_last)
+
+        return finish
 
     def _wait(self) -> None:
-        """Until nothing is being written; an error of the main rank's is raised by all. Collective."""
-        sentence = None
+        """Until nothing is being written; an error of one rank is raised by all. Collective."""
+        sentence = ""
         try:
             self._writing.wait()
         except Exception as error:
             sentence = self._sentence(error)
-        sentence = from_main(sentence, self._ranks) if self._settings.enabled else None
-        if sentence is not None:
-            raise TrainingError(sentence)
+        of_ranks = gather_objects(sentence, self._ranks) if self._settings.enabled else []
+        if any(of_ranks):
+            raise TrainingError(next(filter(None, of_ranks)))
 
     def _sentence(self, error: Exception) -> str:
         if not isinstance(error, OSError):
@@ -199,7 +225,8 @@ class Saver:
             return (
                 f"stopped by {asked} after step {step}; checkpoint.enabled is off, so nothing of it is kept"
             )
-        return f"stopped by {asked} after step {step}: saved in {self._files.folder / LATEST}; the same command goes on from there"
+        latest = self._files.folder / (folder_name(LATEST) if self._settings.sharded else LATEST)
+        return f"stopped by {asked} after step {step}: saved in {latest}; the same command goes on from there"
 
     def _finish_beside(self, error: Exception) -> None:
         """Finish the file that is being written, though the run ends for another reason."""
@@ -207,6 +234,21 @@ class Saver:
             self._writing.wait()
         except Exception as failure:
             logger.error("%s", self._sentence(failure))
+
+
+def _check_sharded(settings: Checkpoint, state: RunState) -> None:
+    if not settings.sharded:
+        return
+    engine = state.engine
+    if not engine.saves_shards:
+        raise ConfigError(
+            f"checkpoint.sharded needs parallel.engine=ddp or fsdp: the parts of {engine.settings.engine} are DeepSpeed's own; "
+            "set checkpoint.sharded=false"
+        )
+    if settings.safetensors:
+        raise ConfigError(
+            "checkpoint.safetensors writes whole weights, which checkpoint.sharded leaves in parts: unset one of them"
+        )
 
 
 def check_best(config: TrainConfig) -> None:

@@ -270,3 +270,49 @@ def test_a_run_without_checkpoints_stops_and_says_so(start: Callable[..., Run]) 
         with pytest.raises(Preempted, match="checkpoint.enabled"):
             run.step(1)
     assert run.names() == []
+
+
+def folders(run: Run) -> dict[str, str]:
+    """Name -> what it is or links to."""
+    return {
+        path.name: path.readlink().name if path.is_symlink() else "folder" for path in run.folder.iterdir()
+    }
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_shards_are_folders_with_the_same_names(start: Callable[..., Run], asynchronous: bool) -> None:
+    settings = {"every_steps": 2, "every_epochs": 2, "keep_last": 2, "best": "recall", "sharded": True}
+    run = start(**settings, asynchronous=asynchronous)
+    for step in range(1, 10):
+        run.step(step, {"recall": float(step == 2)})
+    run.saver.close()
+    assert folders(run) == {
+        # no longer among the newest two, but the best
+        "epoch_1_2.sharded": "folder", "best.sharded": "epoch_1_2.sharded",
+        "epoch_3_8.sharded": "folder",
+        "epoch3.sharded": "folder", "epoch_latest.sharded": "epoch3.sharded",
+    }  # fmt: skip
+    again = start(**settings, asynchronous=asynchronous)
+    saved = read_saved(again.folder / "epoch_latest.sharded")
+    assert saved.position == Position(3, 9) and saved.origin["best"] == 1.0
+    saved.load_training(again.state)
+    again.saver.own_files_of(saved)
+    again.step(10, {"recall": 2.0})
+    again.saver.close()
+    assert folders(again) == {
+        "epoch3.sharded": "folder", "epoch_4_10.sharded": "folder",
+        "best.sharded": "epoch_4_10.sharded", "epoch_latest.sharded": "epoch_4_10.sharded",
+    }  # fmt: skip
+
+
+def test_a_save_without_a_name_is_the_latest_until_the_next(start: Callable[..., Run]) -> None:
+    run = start(every_epochs=None, sharded=True)
+    for step in range(1, 7):
+        run.step(step)
+    run.saver.close()
+    assert folders(run) == {"latest_2_6.sharded": "folder", "epoch_latest.sharded": "latest_2_6.sharded"}
+
+
+def test_shards_leave_no_whole_weights_to_write_beside(start: Callable[..., Run]) -> None:
+    with pytest.raises(ConfigError, match="checkpoint.safetensors"):
+        start(sharded=True, safetensors=True)

@@ -1,5 +1,6 @@
-"""Checkpoints of a run: `state` gathers what one holds and gives it back, `content` knows the file's layout, `files` its
-names, `background` writes it while training goes on, `position` tells where a run stands.
+"""Checkpoints of a run: `state` gathers what one holds, `content` knows the file's layout, `files` its names, `background`
+writes it while training goes on, `position` tells where a run stands; `reading` gives back a `saved` one. `saved_folder` and
+`folders` do the same for sharded ones, of which each rank writes its part.
 
 A file is the reference's dict: `epoch` (1-based), `step` (optimizer steps done), `name`, `state_dict` (keys begin with
 `module.`), `optimizer` (parameters in the reference's order). Beside it `scaler`, and `cn_clip`, which the reference
@@ -10,7 +11,8 @@ average where there is one and adapters merged; what the run needs to go on and 
 from __future__ import annotations
 
 from cn_clip.training.checkpoints.position import Position, steps_done
-from cn_clip.training.checkpoints.reading import SavedRun, read_saved
+from cn_clip.training.checkpoints.reading import read_saved
+from cn_clip.training.checkpoints.saved import SavedRun
 from cn_clip.training.checkpoints.state import RunState
 
 __all__ = ["Position", "RunState", "SavedRun", "read_saved", "steps_done"]

@@ -1,0 +1,101 @@
+"""What a checkpoint that was read again gives to the parts of a run, one by one, whatever it is stored as.
+
+Weights go into the bare model before an engine wraps it; the rest into what was built around it.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cn_clip.clip.lora import is_adapter
+from cn_clip.clip.model import CLIP
+from cn_clip.clip.weights import Weights
+from cn_clip.clip.weights.layouts import resize_pos_embed
+from cn_clip.errors import WeightsError
+from cn_clip.training.checkpoints.position import Position
+from cn_clip.training.checkpoints.state import RunState
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SavedRun(ABC):
+    """A checkpoint that says where its run stood. Methods are called by every rank."""
+
+    path: Path
+    position: Position
+    origin: Mapping[str, Any]
+    """The `cn_clip` entry, with `settings` and `world_size` of its run; nothing for one of the reference."""
+
+    @abstractmethod
+    def load_weights(self, model: CLIP) -> None:
+        """Give the bare model the weights that were trained; where adapters were, the weights with these merged in."""
+
+    @abstractmethod
+    def load_adapters(self, model: CLIP) -> None:
+        """After `load_weights`, once adapters were added to the bare model: give it all that was trained as it was.
+
+        Adapters of other settings stay merged into the weights, and the model's own are fresh.
+        """
+
+    @abstractmethod
+    def load_training(self, state: RunState, *, keep_settings: bool = False) -> None:
+        """Give back the optimizer, the gradient scaler, the average, and what the run has kept so far.
+
+        The optimizer's settings (decay, betas) are the file's, or with `keep_settings` stay this run's.
+        """
+
+    @property
+    def own_files(self) -> list[str]:
+        """Names beside this one that its run wrote for epochs and steps, oldest first."""
+        return list(self.origin.get("own_files", ()))
+
+    def say_loaded(self, step: int) -> None:
+        """The reference's line: the run goes on with `step` steps done."""
+        logger.info("=> loaded checkpoint '%s' (epoch %d @ %d steps)", self.path, self.position.epoch, step)
+
+
+def position_of(facts: Mapping[str, Any], path: Path) -> Position:
+    """Where the run of a checkpoint's entries stood; WeightsError for one that does not say."""
+    try:
+        stage = int(facts.get("cn_clip", {}).get("stage", 0))
+        return Position(epoch=int(facts["epoch"]), step=int(facts["step"]), stage=stage)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{path} does not say at which epoch and step it was saved: it holds weights only, so start from it with "
+            "model.init_from"
+        ) from error
+
+
+def load_live(model: CLIP, live: Weights, path: Path) -> None:
+    """Give a model the weights as they were trained; nothing where it has other adapters, or none."""
+    resize_pos_embed(live, model)
+    own = model.state_dict()
+    misfits = [
+        name
+        for name in {*live, *own}
+        if name not in live or name not in own or not _has_place(name, live[name], own[name])
+    ]
+    if misfits:
+        logger.info(
+            "The weights as they were trained do not fit this model (%s, ...): going on from those for use in %s, "
+            "with adapters merged and averages taken.",
+            min(misfits),
+            path,
+        )
+    else:
+        model.load_state_dict(live)
+
+
+def _has_place(name: str, tensor: Tensor, own: Tensor) -> bool:
+    # what adapters count is a setting, which a file must not change
+    is_setting = is_adapter(name) and tensor.dim() == 0
+    return torch.equal(tensor, own.cpu()) if is_setting else tensor.shape == own.shape
