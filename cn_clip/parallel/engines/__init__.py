@@ -31,6 +31,9 @@ class Engine(ABC, Generic[Model]):
     passes_are_local = True
     """Whether a pass under `without_sync` involves this rank alone, so that it can fail there and tell the others."""
 
+    saves_shards = True
+    """Whether `sharded_files` can write its parts."""
+
     def __init__(self, model: Model, settings: Parallel, precision: Precision, ranks: Ranks) -> None:
         self.module = model.to(ranks.device)
         """The bare model: the names of its state dict are the checkpoint's."""

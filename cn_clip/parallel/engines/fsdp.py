@@ -184,6 +184,13 @@ class ShardedEngine(Engine[Model]):
         return whole.cpu() if self.ranks.is_main else None
 
 
+def _cut_like(value: Any, like: Tensor) -> Any:  # Any: a tensor, or a number of an optimizer's state
+    """A whole tensor of a parameter's shape, cut up as the parameter is; all else as it is."""
+    if not isinstance(value, Tensor) or is_sharded(value) or value.shape != like.shape:
+        return value
+    return shard_like(value, like)
+
+
 def _mesh(settings: Parallel, ranks: Ranks) -> DeviceMesh:
     """Ranks that share one copy of the weights in a row; rows are copies of each other (HSDP)."""
     size = settings.shard_ranks or ranks.world_size

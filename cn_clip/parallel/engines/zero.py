@@ -9,10 +9,8 @@ Stage 1 sends gradients once a step, stages 2 and 3 after each micro-batch: that
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +24,7 @@ from torch import Tensor, nn
 from cn_clip.config.schema import Parallel
 from cn_clip.errors import ConfigError
 from cn_clip.parallel.engines import Engine, Model
-from cn_clip.parallel.engines.zero_settings import check_precision, check_tools, deepspeed_settings
+from cn_clip.parallel.engines.zero_settings import check_precision, deepspeed_settings
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.parallel.statistics import share_statistics
@@ -39,11 +37,12 @@ def build(
     model: Model, settings: Parallel, precision: Precision, ranks: Ranks, blocks: Sequence[nn.Module] = ()
 ) -> Engine[Model]:
     check_precision(settings, precision)
-    check_tools(settings, ranks.device)
     return ZeroEngine(model, settings, precision, ranks, _import_deepspeed(settings, ranks))
 
 
 class ZeroEngine(Engine[Model]):
+    saves_shards = False
+
     def __init__(
         self, model: Model, settings: Parallel, precision: Precision, ranks: Ranks, deepspeed: ModuleType
     ) -> None:
@@ -277,7 +276,9 @@ def _import_deepspeed(settings: Parallel, ranks: Ranks) -> ModuleType:
     os.environ.setdefault(
         "LOCAL_RANK", str(ranks.local_rank)
     )  # it reads torchrun's variable without torchrun, too
-    with contextlib.redirect_stdout(sys.stderr):  # it prints what it builds
-        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    if ranks.device.type == "cpu":
+        # else it compiles an operator for inference over shared memory, which takes a minute, g++ and ninja
+        deepspeed.ops.__compatible_ops__ = {}
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     module: ModuleType = deepspeed
     return module

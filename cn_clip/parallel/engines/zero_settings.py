@@ -1,10 +1,8 @@
-"""What DeepSpeed is told, and what a run must have for it."""
+"""What DeepSpeed is told, and what a run cannot have with it."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import torch
 
 from cn_clip.config.schema import Parallel
-from cn_clip.errors import ConfigError, DeviceError
+from cn_clip.errors import ConfigError
 from cn_clip.parallel.precision import Precision
 
 Plain = dict[str, Any]
@@ -91,16 +89,4 @@ def check_precision(settings: Parallel, precision: Precision) -> None:
         raise ConfigError(
             f"train.precision={precision.name} holds weights in half precision or needs a gradient scaler, which "
             f"parallel.engine={settings.engine} has not: take amp_bf16 or fp32, or parallel.engine=fsdp"
-        )
-
-
-def check_tools(settings: Parallel, device: torch.device) -> None:
-    """On the CPU, DeepSpeed compiles an operator of its own before anything else."""
-    if device.type != "cpu":
-        return
-    missing = [name for name in (os.environ.get("CXX", "c++"), "ninja") if shutil.which(name) is None]
-    if missing:
-        raise DeviceError(
-            f"parallel.engine={settings.engine} compiles an operator on the CPU, and {' and '.join(missing)} is not on the "
-            "PATH: install g++ and `pip install ninja`, or take parallel.engine=fsdp"
         )
