@@ -63,7 +63,7 @@ class ContrastiveTask:
         self.engine, self.module = engine, engine.module
         self._pair_loss, self._options, self._encoding = pair_loss, loss_options, encoding
         self._frozen, self._ranks = frozen, engine.ranks
-        self._pieces = 1
+        self.pieces = 1
         """What each micro-batch of the loader is cut into; only memory decides."""
         self._fits = engine.ranks.world_size == 1 or not encoding.survives_shortage
         """Whether micro-batches of this size have gone through forward and backward, or need not be tried."""
@@ -85,9 +85,9 @@ class ContrastiveTask:
             _restore(_statistics(self.module), statistics)
 
     def _cut(self, batch: PairBatch) -> list[PairBatch]:
-        if self._pieces == 1:
+        if self.pieces == 1:
             return [batch]
-        sizes = [len(rows) for rows in batch.positions_B.tensor_split(self._pieces) if len(rows)]
+        sizes = [len(rows) for rows in batch.positions_B.tensor_split(self.pieces) if len(rows)]
         return batch.split(sizes, self.module.bert.pad_id)
 
     def _halve(self, largest: int, step: int) -> None:
@@ -98,7 +98,7 @@ class ContrastiveTask:
             )
         self.engine.zero_grad()
         free_memory()
-        self._pieces *= 2
+        self.pieces *= 2
         self._fits = self._ranks.world_size == 1
         logger.warning(
             "Memory ran out at step %d: micro-batches are cut to %d pairs, the same step is repeated. It gives the same "
@@ -139,8 +139,8 @@ class ContrastiveTask:
     def _encode(self, parts: Sequence[PairBatch], number: int, step: int) -> Features:
         part, encoding = parts[number], self._encoding
         # Numbered in the global batch, not in this rank: as many ranks with the same micro-batches see the same.
-        batch, piece = divmod(number, self._pieces)
-        place = (batch * self._ranks.world_size + self._ranks.rank) * self._pieces + piece
+        batch, piece = divmod(number, self.pieces)
+        place = (batch * self._ranks.world_size + self._ranks.rank) * self.pieces + piece
         with (
             seeded(stable_seed(encoding.seed, step, place), self._ranks.device),
             self.engine.precision.autocast(),

@@ -9,7 +9,13 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-CPU_MESSAGES = ("DefaultCPUAllocator", "not enough memory", "Cannot allocate memory", "std::bad_alloc")
+CPU_MESSAGES = (
+    "DefaultCPUAllocator",
+    "not enough memory",
+    "Cannot allocate memory",
+    "std::bad_alloc",
+    "could not create a primitive",  # oneDNN, for its own buffers
+)
 
 
 class MicroBatchTooLargeError(Exception):
