@@ -1,0 +1,118 @@
+"""A run in stages: what changes between them, and that it can be stopped and gone on with anywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from cn_clip.errors import ConfigError
+from cn_clip.training.build import build_config
+from cn_clip.training.stages import stages_of
+from cn_clip.training.step_log import MEASURED
+from tests.training.conftest import Train
+
+STAGES: list[dict[str, Any]] = [
+    {"name": "locked", "steps": 3, "model": {"freeze_image": True}},
+    {
+        "name": "small",
+        "epochs": 1,
+        "model": {"mask_ratio": 0.5, "mask_schedule": "linear", "image_px": 16},
+        "optim": {"lr": 2e-4, "warmup_steps": 1},
+    },
+    {"name": "large", "steps": 4, "train": {"batch_size": 8}, "ema": {"decay": 0.9}},
+]
+
+
+@pytest.fixture
+def staged(tmp_path: Path) -> str:
+    path = tmp_path / "stages.yaml"
+    path.write_text(yaml.safe_dump({"stages": STAGES}))
+    return f"--config={path}"
+
+
+def rows(run: Path, kind: str = "train") -> list[dict[str, Any]]:
+    found = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in found if row["kind"] == kind]
+
+
+def checkpoint(run: Path, name: str = "epoch_latest.pt") -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(run / "checkpoints" / name, weights_only=True)
+    return found
+
+
+def test_stages_follow_one_another(train: Train, staged: str) -> None:
+    run = train(staged)
+    steps = rows(run)
+    assert [row["step"] for row in steps] == list(range(1, 14))  # 3, 6 of an epoch, 4
+    assert [row["epoch"] for row in steps] == [1] * 3 + [2] * 6 + [3] * 3 + [4]
+    plans = rows(run, "plan")
+    assert [
+        (plan["step"], plan["global_batch"], plan["steps_per_epoch"], plan["last_step"]) for plan in plans
+    ] == [
+        (0, 4, 6, 3),
+        (3, 4, 6, 9),
+        (9, 8, 3, 13),
+    ]
+    assert [row["lr"] for row in steps[:2]] == pytest.approx([2.5e-4, 5e-4])
+    assert steps[3]["lr"] == pytest.approx(2e-4)  # warms up anew
+    locked, small, large = (checkpoint(run, f"epoch{epoch}.pt") for epoch in (1, 2, 4))
+    assert locked["state_dict"]["module.visual.positional_embedding"].shape[0] == 17
+    assert small["state_dict"]["module.visual.positional_embedding"].shape[0] == 5
+    assert large["state_dict"]["module.visual.positional_embedding"].shape[0] == 17
+    assert [found["cn_clip"]["stage"] for found in (locked, small, large)] == [0, 1, 2]
+    assert large["cn_clip"]["average"] is not None and small["cn_clip"]["average"] is None
+
+
+def test_a_locked_tower_learns_in_the_next_stage(train: Train, staged: str) -> None:
+    run = train(staged, "--save-step-frequency=1")
+    before = [checkpoint(run, f"epoch_1_{step}.pt")["state_dict"] for step in (1, 3)]
+    key = "module.visual.conv1.weight"
+    torch.testing.assert_close(before[0][key], before[1][key], rtol=0, atol=0)
+    assert not torch.equal(checkpoint(run, "epoch2.pt")["state_dict"][key], before[0][key])
+
+
+@pytest.mark.parametrize("step", [2, 3, 5, 9, 11])
+def test_a_run_that_is_gone_on_with_from_anywhere_ends_the_same(
+    train: Train, staged: str, step: int, tmp_path: Path
+) -> None:
+    """From the file of any step; 3 and 9 are the last of their stages."""
+    whole = train(staged, "--save-step-frequency=1", name="whole")
+    (file,) = whole.glob(f"checkpoints/epoch_*_{step}.pt")
+    again = train(staged, f"--resume={file}", name="again")
+    one, other = checkpoint(whole), checkpoint(again)
+    for key, value in one["state_dict"].items():
+        torch.testing.assert_close(other["state_dict"][key], value, rtol=0, atol=0)
+    for number, state in one["optimizer"]["state"].items():
+        torch.testing.assert_close(other["optimizer"]["state"][number], state, rtol=0, atol=0)
+    assert rows(again) == rows(whole)[step:]
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        ([{"model": {"freeze_image": True}}], r"stages\[0\]: give either `steps` or `epochs`"),
+        ([{"steps": 1, "epochs": 1}], "either"),
+        (
+            [{"steps": 1}, {"steps": 1, "model": {"freeze_imag": 1}}],
+            r"stages\[1\]: .*did you mean model.freeze_image",
+        ),
+        ([{"steps": 1, "run": {"seed": 1}}], "run holds for the whole run"),
+        ([{"steps": 1, "model": {"image": "RN50"}}], "model.image is what the run begins with"),
+        ([{"name": "a", "steps": 1}, {"name": "a", "steps": 1}], "two stages have the name 'a'"),
+        ([{"steps": 0}], "train.max_steps is 0"),
+    ],
+)
+def test_wrong_stages_are_told_before_anything_starts(stages: list[dict[str, Any]], said: str) -> None:
+    settings = {"data": {"train": {"type": "lmdb_pairs", "path": "x"}}, "stages": stages}
+    with pytest.raises(ConfigError, match=said):
+        stages_of(build_config(settings), build_config)
+
+
+def test_stages_need_checkpoints(train: Train, staged: str) -> None:
+    with pytest.raises(ConfigError, match="checkpoint.enabled"):
+        train(staged, "--logs=None")
