@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from open_clip.loss import ClipLoss
 from torch import Tensor
 
-from cn_clip.losses.pair import GatherColumns, PairGradients, PairIds, contrastive
+from cn_clip.losses.pair import GatherColumns, PairGradients, PairIds, Targets, contrastive
 from cn_clip.losses.pair.contrastive import contrastive_gradients
 from tests.losses import dense
 
@@ -46,7 +47,7 @@ def shares_of(batch: dense.Batch, num_ranks: int, **options: object) -> list[Pai
 @pytest.mark.parametrize("hard", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("targets", dense.TARGETS)
-def test_equals_the_dense_form_for_every_tile_and_cut(targets: str, smoothing: float, hard: bool) -> None:
+def test_equals_the_dense_form_for_every_tile_and_cut(targets: Targets, smoothing: float, hard: bool) -> None:
     for num_ranks in (1, 2, 3, 4):
         for tile in (1, 5, dense.NUM, 100):
             batch = dense.Batch.make(hard=hard)
@@ -58,7 +59,7 @@ def test_equals_the_dense_form_for_every_tile_and_cut(targets: str, smoothing: f
 
 @pytest.mark.parametrize("targets", dense.TARGETS)
 @pytest.mark.parametrize("tile", [3, 100])
-def test_rows_may_stand_in_another_order_than_columns(targets: str, tile: int) -> None:
+def test_rows_may_stand_in_another_order_than_columns(targets: Targets, tile: int) -> None:
     batch = dense.Batch.make(hard=True)
     order = torch.randperm(len(batch.text), generator=torch.Generator().manual_seed(3))
     found = contrastive_gradients(
@@ -66,6 +67,22 @@ def test_rows_may_stand_in_another_order_than_columns(targets: str, tile: int) -
         bias=batch.bias, targets=targets, tile=tile,  # type: ignore[arg-type]
     )  # fmt: skip
     dense.assert_same_gradients([found], batch, dense.contrastive(batch, targets, 0.0), order)
+
+
+@pytest.mark.parametrize("targets", dense.TARGETS)
+@pytest.mark.parametrize("tile", [3, 100])
+def test_copies_of_a_pair_are_never_negatives(targets: Targets, tile: int) -> None:
+    """Copies pad an epoch; with nothing in common but the pair they are of, they must not push each other away."""
+    pairs, numbers = torch.arange(dense.NUM), torch.arange(dense.NUM)
+    pairs[[4, 9]] = 2
+    ids = PairIds(numbers, pairs, numbers, numbers, numbers)
+    batch = replace(dense.Batch.make(hard=False), rows=ids, columns=ids)
+    found = contrastive_gradients(
+        batch.image, batch.text, batch.scale, ids, ids, alone, targets=targets, tile=tile
+    )
+    dense.assert_same_gradients([found], batch, dense.contrastive(batch, targets, 0.0), numbers)
+    right, counts = batch.relations(targets)
+    assert not (counts & ~right)[2, [4, 9]].any()
 
 
 def test_agrees_with_open_clip_and_torch() -> None:
@@ -208,7 +225,7 @@ def test_a_row_whose_others_are_all_masked_has_nothing_to_learn() -> None:
     """Also on ranks of which no row counts for the columns of the other."""
     batch = dense.Batch.make(hard=False)
     same = PairIds(batch.rows.positions, *(torch.zeros(dense.NUM, dtype=torch.long) for _ in range(4)))
-    batch = dense.Batch(batch.image, batch.text, batch.scale, batch.bias, same, same)
+    batch = replace(batch, rows=same, columns=same)
     for num_ranks in (1, 3):
         for share in shares_of(batch, num_ranks, targets="mask", smoothing=0.1, tile=5, diagnose=True):
             assert share.loss.abs() < 1e-15 and share.image_RE.abs().max() < 1e-15
