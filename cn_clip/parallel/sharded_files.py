@@ -12,8 +12,9 @@ the caller adds (for example `average.<name>`).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,6 +23,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from cn_clip.errors import ConfigError, WeightsError
 from cn_clip.parallel.engines import Engine
@@ -47,7 +49,8 @@ class Pending:
     def wait(self) -> None:
         """Return when the folder is in its place; raise what went wrong."""
         if self._future is not None:
-            self._future.result()
+            with _first_failure():
+                self._future.result()
 
 
 def save(
@@ -79,7 +82,8 @@ def save(
     _make_room(folder, engine.ranks)
     writer, group = IndexedWriter(folder, content), _cpu_group(engine)
     if not asynchronous:
-        dcp.save(tensors, storage_writer=writer, process_group=group)
+        with _first_failure():
+            dcp.save(tensors, storage_writer=writer, process_group=group)
         return Pending(None)
     future = dcp.async_save(tensors, storage_writer=writer, process_group=group)
     assert isinstance(future, Future)  # the writer does the copying, which DCP then waits for
@@ -140,8 +144,16 @@ def read_into(folder: Path, tensors: Mapping[str, Tensor]) -> None:
                 f"{folder} has {name} {'not at all' if size is None else size}, this run wants {list(tensor.shape)}: "
                 "train with the settings of the run that wrote it"
             )
-    if tensors:
+    if not tensors:
+        return
+    try:
         dcp.load(dict(tensors), storage_reader=IndexedReader(folder, index))
+    except CheckpointException as error:
+        reason = str(_failure(error)).splitlines()[0]
+        raise WeightsError(
+            f"the sharded checkpoint {folder} cannot be read ({reason}): a file of it is missing or damaged; go on from "
+            "an older one"
+        ) from error
 
 
 def consolidate(folder: Path) -> dict[str, Any]:  # Any: see the docstring
@@ -157,6 +169,19 @@ def consolidate(folder: Path) -> dict[str, Any]:  # Any: see the docstring
         "more": more,
         "facts": dict(index["facts"]),
     }
+
+
+@contextmanager
+def _first_failure() -> Iterator[None]:
+    """What went wrong on the first rank that failed, in the place of DCP's own exception, which `except` cannot catch."""
+    try:
+        yield
+    except CheckpointException as error:
+        raise _failure(error) from error
+
+
+def _failure(error: CheckpointException) -> BaseException:
+    return next(failure for failure, _ in error.failures.values())
 
 
 def _room(found: Mapping[str, Any], like: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ One process needs no engine: the same class then calls the bare model.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -29,13 +30,7 @@ class CopiesEngine(Engine[Model]):
         super().__init__(model, settings, precision, ranks)
         self._copy: nn.Module = self.module
         if ranks.world_size > 1 and any(parameter.requires_grad for parameter in model.parameters()):
-            self._copy = DistributedDataParallel(
-                self.module,
-                device_ids=[ranks.local_rank] if ranks.device.type == "cuda" else None,
-                # before each forward pass it would send every buffer, position ids included; see statistics.py
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,  # gradients live once, in the buckets that are sent
-            )
+            self._copy = _copies(model, ranks)
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:  # Any: the model's own forward
         return self._copy(*inputs, **options)
@@ -60,3 +55,16 @@ class CopiesEngine(Engine[Model]):
 
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(tensors) if self.ranks.is_main else {}
+
+
+def _copies(model: nn.Module, ranks: Ranks) -> DistributedDataParallel:
+    with warnings.catch_warnings():
+        # torch 2.14 has another word for `broadcast_buffers`, which 2.6 does not know
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(
+            model,
+            device_ids=[ranks.local_rank] if ranks.device.type == "cuda" else None,
+            # before each forward pass it would send every buffer, position ids included; see statistics.py
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,  # gradients live once, in the buckets that are sent
+        )

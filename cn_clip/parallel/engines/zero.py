@@ -9,6 +9,7 @@ Stage 1 sends gradients once a step, stages 2 and 3 after each micro-batch: that
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections import defaultdict
@@ -152,7 +153,8 @@ class ZeroEngine(Engine[Model]):
         entries: Mapping[int, Mapping[str, Any]] = state["state"]  # Any: tensors and numbers
         if not entries:
             return
-        self._make_states(next(iter(entries.values())))
+        # not of a single number, which looks like the count of steps
+        self._make_states(next(e for e in entries.values() if any(_has_shape(value) for value in e.values())))
         write = self._deepspeed.utils.safe_set_full_optimizer_state
         for number, entry in entries.items():
             parameter = self._named[self.parameter_names[number]]
@@ -193,13 +195,11 @@ class ZeroEngine(Engine[Model]):
 
     def _make_states(self, like: Mapping[str, Any]) -> None:  # Any: as above
         """States as after a first step, zero where the weights are cut up, for `load_optimizer_state` to fill."""
-        shape = next(value.shape for value in like.values() if isinstance(value, Tensor) and value.dim())
         for flat in self._flats():
             self.optimizer.state[flat] = {
-                key: torch.zeros_like(flat) if isinstance(value, Tensor) and value.shape == shape
-                else value.clone() if isinstance(value, Tensor) else value
+                key: torch.zeros_like(flat) if _has_shape(value) else copy.copy(value)
                 for key, value in like.items()
-            }  # fmt: skip
+            }
         self._link_states()
 
     def _link_states(self) -> None:
@@ -246,6 +246,10 @@ def _step_twin(optimizer: torch.optim.Optimizer, weights: Sequence[Tensor], slop
 
 def _is_like(value: Any, flat: Tensor) -> bool:  # Any: an entry of an optimizer's state
     return isinstance(value, Tensor) and value.shape == flat.shape
+
+
+def _has_shape(value: Any) -> bool:  # Any: as above
+    return isinstance(value, Tensor) and value.dim() > 0
 
 
 def _number(output: Any) -> Any:  # Any: what a model returns
