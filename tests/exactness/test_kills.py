@@ -23,6 +23,9 @@ import pytest
 import torch
 
 from cn_clip.data.store import SplitWriter
+from cn_clip.parallel.sharded_files import consolidate
+from cn_clip.training.checkpoints import read_saved
+from cn_clip.training.run_dir import RunDir
 from cn_clip.training.step_log import MEASURED
 from tests.training.conftest import png
 
@@ -137,19 +140,25 @@ def rows(run: Path) -> list[dict[str, Any]]:
     return found
 
 
+def is_over(process: int) -> bool:
+    """Whether a process has ended, and only waits to be asked for its code."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
 def await_rows(run: Path, count: int, processes: list[int]) -> None:
     """Until the run has trained so many steps."""
     until = time.monotonic() + PATIENCE_SECONDS
     while sum(row["kind"] == "train" for row in rows(run)) < count:
-        assert time.monotonic() < until, f"{run} does not get on"
+        assert time.monotonic() < until and not any(map(is_over, processes)), f"{run} does not get on"
         time.sleep(0.002)
 
 
 def await_writing(run: Path, process: int) -> None:
-    """Until this process is writing a checkpoint."""
+    """Until this process is writing a checkpoint; a folder of shards of before was removed when it began."""
     until = time.monotonic() + PATIENCE_SECONDS
-    while not any(name.endswith(f".{process}.partial") for name in os.listdir(run / "checkpoints")):
-        assert time.monotonic() < until, f"{run} writes nothing"
+    endings = (f".{process}.partial", ".sharded.partial")
+    while not any(path.name.endswith(endings) for path in (run / "checkpoints").glob(".*")):
+        assert time.monotonic() < until and not is_over(process), f"{run} writes nothing"
 
 
 def kill(
@@ -170,25 +179,23 @@ def kill(
 
 
 def steps_of_latest(run: Path) -> int:
-    latest = run / "checkpoints" / "epoch_latest.pt"
-    return torch.load(latest, weights_only=True, mmap=True)["step"] if latest.exists() else 0
+    latest = RunDir(str(run.parent), run.name, writes=False).latest_checkpoint
+    return read_saved(latest).position.step if latest.exists() else 0
 
 
 def contents(run: Path) -> dict[str, Any]:
-    """Everything in the run's checkpoints, but the name of the run."""
-    return {
-        path.name: {
-            name: value
-            for name, value in torch.load(path, weights_only=True).items()
-            if name not in ("name", "cn_clip")
-        }
-        | {
-            name: value
-            for name, value in torch.load(path, weights_only=True)["cn_clip"].items()
-            if name != "settings"
-        }
-        for path in (run / "checkpoints").iterdir()
-    }
+    """Everything in the run's checkpoints, but its name and settings."""
+    return {path.name: content(path) for path in (run / "checkpoints").iterdir()}
+
+
+def content(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        found = consolidate(path)
+        found.update(found.pop("facts"))
+    else:
+        found = torch.load(path, weights_only=True)
+    ours = {name: value for name, value in found.pop("cn_clip").items() if name != "settings"}
+    return {name: value for name, value in found.items() if name != "name"} | ours
 
 
 def assert_same(one: Any, other: Any, where: str = "", *, close: bool = False) -> None:
@@ -213,20 +220,30 @@ def assert_same(one: Any, other: Any, where: str = "", *, close: bool = False) -
         assert one == other, where
 
 
+SHARDED = ("--set=parallel.engine=fsdp", "--set=checkpoint.sharded=true")
+
+
 @pytest.mark.parametrize(
-    ("num_kills", "num_steps", "ranks"),
+    ("num_kills", "num_steps", "ranks", "words"),
     [
-        (5, 24, 1),
-        pytest.param(30, 120, 1, marks=pytest.mark.exhaustive),
-        pytest.param(10, 40, 2, marks=pytest.mark.exhaustive),
+        (5, 24, 1, ()),
+        (2, 10, 2, SHARDED),
+        pytest.param(30, 120, 1, (), marks=pytest.mark.exhaustive),
+        pytest.param(10, 40, 2, (), marks=pytest.mark.exhaustive),
+        pytest.param(10, 40, 2, SHARDED, marks=pytest.mark.exhaustive),
     ],
 )
 def test_killed_and_continued_is_as_if_nothing_had_happened(
-    server: Server, whole: Callable[..., Path], num_kills: int, num_steps: int, ranks: int
+    server: Server,
+    whole: Callable[..., Path],
+    num_kills: int,
+    num_steps: int,
+    ranks: int,
+    words: tuple[str, ...],
 ) -> None:
-    words, chance = (f"--max-steps={num_steps}",), random.Random(num_kills)
+    words, chance = (f"--max-steps={num_steps}", *words), random.Random(num_kills)
     uninterrupted = whole(*words, ranks=ranks)
-    name = f"killed{num_kills}_{ranks}"
+    name = f"killed{num_kills}_{ranks}_{len(words)}"
     for number in range(num_kills):
         left = num_steps - steps_of_latest(server.folder / name)
         kill(

@@ -181,6 +181,8 @@ def test_minutes_write_the_latest_alone(start: Callable[..., Run]) -> None:
 def test_what_a_killed_run_was_writing_is_cleared_away(start: Callable[..., Run]) -> None:
     folder = start().folder
     (folder / ".epoch3.pt.123.partial").write_bytes(b"half")
+    (folder / ".epoch3.sharded.partial").mkdir()
+    (folder / ".epoch_latest.sharded.123.partial").symlink_to("epoch3.sharded")
     assert start().names() == []
 
 

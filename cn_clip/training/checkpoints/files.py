@@ -40,7 +40,8 @@ class CheckpointFiles:
     def remove_partial(self) -> None:
         """Clear away what a killed run was writing; nobody else writes here."""
         for partial in self.folder.glob(".*.partial"):
-            partial.unlink(missing_ok=True)
+            if partial.is_file() or partial.is_symlink():
+                partial.unlink(missing_ok=True)
 
     def write(
         self, names: Sequence[str], content: Checkpoint, position: Position, *, safetensors: bool
