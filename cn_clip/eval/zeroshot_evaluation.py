@@ -28,7 +28,7 @@ def main(words: Sequence[str] | None = None) -> None:
     from cn_clip.eval.zeroshot.elevater import output_path, write_predictions
     from cn_clip.eval.zeroshot.evaluate import evaluate
     from cn_clip.eval.zeroshot.labels import read_class_names, read_index
-    from cn_clip.eval.zeroshot.pictures import LabelledPictures, open_folder
+    from cn_clip.eval.zeroshot.pictures import LabelledPictures, RgbTransform, open_folder
     from cn_clip.eval.zeroshot.templates import choose_templates
 
     # everything that can be wrong in the small files is said before the weights are read
@@ -49,6 +49,9 @@ def main(words: Sequence[str] | None = None) -> None:
             precision=flags.precision,
         )
     )
+    folder.transform = RgbTransform(
+        encoder.image_px
+    )  # what it was trained with, which the preset may not know
     print(f"=> loaded checkpoint '{flags.resume}'" + (f" ({encoder.position})" if encoder.position else ""))
     print(f"{len(folder)} pictures, {len(names)} classes, {len(templates)} prompts each")
 

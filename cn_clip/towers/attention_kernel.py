@@ -18,8 +18,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cn_clip.errors import ConfigError, DeviceError
+from cn_clip.towers.split_attention import SplitAttention
 
 logger = logging.getLogger(__name__)
+
+Attention = nn.MultiheadAttention | SplitAttention
+"""Of a ViT's block; the split one where there are adapters."""
 
 
 class Tower(Protocol):
@@ -38,14 +42,11 @@ def choose_attention(
 ) -> None:
     """Let each block of an image tower attend with a kernel: torch's choice, torch's flash kernel, or the package flash-attn.
 
-    `dtype` is what attention computes in on `device` (autocast's type, else that of the weights). A kernel that does not fit
-    them is a DeviceError. `flash_attention` (--use-flash-attention) says once what `auto` comes to.
+    Call it on the bare model with its adapters in. `dtype` is what attention computes in on `device` (autocast's type, else
+    that of the weights). A kernel that does not fit them is a DeviceError. `flash_attention` (--use-flash-attention) says once what `auto` comes to.
     """
     attentions = [
-        module
-        for block in tower.blocks()
-        for module in block.modules()
-        if isinstance(module, nn.MultiheadAttention)
+        module for block in tower.blocks() for module in block.modules() if isinstance(module, Attention)
     ]
     if kernel == "auto":
         for attention in attentions:
@@ -67,7 +68,7 @@ def choose_attention(
         vars(attention)["forward"] = MethodType(forward, attention)
 
 
-def _tell(attentions: list[nn.MultiheadAttention], device: torch.device, dtype: torch.dtype) -> None:
+def _tell(attentions: list[Attention], device: torch.device, dtype: torch.dtype) -> None:
     if device.type != "cuda":
         reason = "no flash kernel"  # torch has one for the CPU too, and takes it without being asked
     elif not attentions:
@@ -109,7 +110,7 @@ def _why_no_package(head_dim: int, device: torch.device, dtype: torch.dtype) -> 
 
 
 def _flash_forward(
-    attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, **options: object
+    attention: Attention, query: Tensor, key: Tensor, value: Tensor, **options: object
 ) -> tuple[Tensor, None]:
     """(B, L, W) self-attention, with the arguments of `nn.MultiheadAttention.forward`."""
     query_BHLD, key_BHLD, value_BHLD = _heads(attention, query).permute(2, 0, 3, 1, 4).unbind()
@@ -119,14 +120,16 @@ def _flash_forward(
 
 
 def _package_forward(
-    attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, **options: object
+    attention: Attention, query: Tensor, key: Tensor, value: Tensor, **options: object
 ) -> tuple[Tensor, None]:
     """The same with flash-attn."""
     mixed_BLHD = importlib.import_module("flash_attn").flash_attn_func(*_heads(attention, query).unbind(2))
     return attention.out_proj(mixed_BLHD.flatten(2)), None
 
 
-def _heads(attention: nn.MultiheadAttention, tokens_BLW: Tensor) -> Tensor:
+def _heads(attention: Attention, tokens_BLW: Tensor) -> Tensor:
     """(B, L, 3, H, D) queries, keys and values of the tokens among themselves."""
+    if isinstance(attention, SplitAttention):
+        return attention.heads(tokens_BLW)
     projected = F.linear(tokens_BLW, attention.in_proj_weight, attention.in_proj_bias)
     return projected.unflatten(-1, (3, attention.num_heads, attention.head_dim))

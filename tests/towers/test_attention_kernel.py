@@ -11,6 +11,7 @@ from cn_clip.towers.attention_kernel import choose_attention
 from cn_clip.towers.image.resnet import Options as ResNetOptions
 from cn_clip.towers.image.resnet import ResNetTower
 from cn_clip.towers.image.vit import Options, VitTower
+from cn_clip.towers.split_attention import split_attentions
 
 CPU = torch.device("cpu")
 
@@ -39,10 +40,13 @@ def images() -> Tensor:
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("training", [True, False])
 def test_flash_is_torch_s_flash_kernel_with_the_same_results(
-    tower: VitTower, images: Tensor, training: bool
+    tower: VitTower, images: Tensor, training: bool, split: bool
 ) -> None:
+    if split:
+        split_attentions(tower.blocks())
     tower.train(training)
     plain = copy.deepcopy(tower)
     names = list(tower.state_dict())

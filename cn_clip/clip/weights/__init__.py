@@ -4,7 +4,12 @@
 from __future__ import annotations
 
 from cn_clip.clip.weights.files import Checkpoint, read_checkpoint
-from cn_clip.clip.weights.guess import describe_towers, guess_image_px, guess_towers
+from cn_clip.clip.weights.guess import (
+    describe_towers,
+    guess_image_px,
+    guess_towers,
+    trained_image_px,
+)
 from cn_clip.clip.weights.layouts import Weights
 from cn_clip.clip.weights.loading import load_image_tower, load_into, load_text_tower, model_weights
 from cn_clip.clip.weights.optimizer import (
@@ -35,4 +40,5 @@ __all__ = [
     "split_decay",
     "state_for_file",
     "state_for_run",
+    "trained_image_px",
 ]

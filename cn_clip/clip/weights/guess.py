@@ -57,6 +57,18 @@ def guess_image_px(weights: Weights) -> int | None:
     return px
 
 
+def trained_image_px(image: str, weights: Weights) -> int:
+    """Side of the pictures that weights for an image preset were trained with; the preset's own where they do not tell."""
+    preset, found = image_preset(image), _image_facts(weights)
+    shape = dict(found.facts)
+    px = shape.pop("image_px", None)
+    if px is None or found.tower != preset.tower or not _agrees(preset.options, shape):
+        return preset.image_px
+    cell_px = shape.get("patch_px", RESNET_STRIDE_PX)
+    same_grid = preset.image_px // cell_px == px // cell_px
+    return preset.image_px if same_grid else px
+
+
 def describe_towers(weights: Weights) -> str:
     """The towers of weights in words, for error messages: preset names, or what their shapes tell."""
     image = _image_name(weights) or str(_image_facts(weights))

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from cn_clip.clip.model import CLIP, build_model, convert_weights
-from cn_clip.clip.presets import image_preset, text_preset
+from cn_clip.clip.presets import text_preset
 from cn_clip.clip.tower_tokenizer import TowerTokenizer
-from cn_clip.clip.weights import load_into, model_weights, read_checkpoint
+from cn_clip.clip.weights import load_into, model_weights, read_checkpoint, trained_image_px
 from cn_clip.errors import WeightsError
 
 Precision = Literal["amp", "amp_bf16", "fp16", "fp32"]
@@ -80,10 +80,12 @@ class Encoder:
 
 
 def open_encoder(choice: Choice) -> Encoder:
-    """Model of two presets with the weights of a checkpoint, in eval mode."""
+    """Model of two presets with the weights of a checkpoint, in eval mode, for pictures of the size it was trained with."""
     checkpoint = read_checkpoint(choice.weights)
-    model = build_model(choice.image, choice.text)
-    load_into(model, model_weights(checkpoint), str(choice.weights))
+    weights = model_weights(checkpoint)
+    image_px = trained_image_px(choice.image, weights)
+    model = build_model(choice.image, choice.text, image_px)
+    load_into(model, weights, str(choice.weights))
     _check_finite(model, choice.weights)
     if choice.precision == "fp16":
         convert_weights(model)
@@ -92,7 +94,7 @@ def open_encoder(choice: Choice) -> Encoder:
         position = f"epoch {checkpoint['epoch']} @ {checkpoint['step']} steps"
     return Encoder(
         model.eval().to(choice.device),
-        image_preset(choice.image).image_px,
+        image_px,
         position,
         choice.text,
         choice.device,

@@ -15,6 +15,7 @@ from cn_clip.clip.weights import (
     load_into,
     load_text_tower,
     model_weights,
+    trained_image_px,
 )
 from cn_clip.clip.weights.layouts import convert_state_dict, to_plain_layout
 from cn_clip.errors import WeightsError
@@ -103,6 +104,21 @@ def test_the_sigmoid_loss_s_bias_may_be_missing_or_in_excess() -> None:
     assert with_bias.logit_bias.item() == -3
     load_into(without, other.state_dict(), "x")
     assert_loaded(without, other.state_dict())
+
+
+@pytest.mark.parametrize("image", ["tiny-vit", "tiny-resnet", "quickstart-resnet"])
+@pytest.mark.parametrize("image_px", [None, 96])
+def test_the_size_of_the_pictures_is_told_from_the_weights(image: str, image_px: int | None) -> None:
+    model = build_model(image, "tiny-bert", image_px)
+    assert trained_image_px(image, model.state_dict()) == model.visual.image_px
+
+
+def test_the_size_of_weights_for_another_tower_is_not_taken() -> None:
+    """The load that follows says what is wrong."""
+    weights = build_model("tiny-vit", "tiny-bert", 96).state_dict()
+    assert trained_image_px("tiny-resnet", weights) == 32
+    assert trained_image_px("ViT-B-16", weights) == 224
+    assert trained_image_px("tiny-vit", {}) == 32
 
 
 def test_missing_and_unexpected_names(weights: Weights) -> None:
