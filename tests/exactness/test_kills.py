@@ -53,13 +53,8 @@ class Server:
         )  # fmt: skip
         self._alive: set[int] = set()
 
-    def start(self, name: str, *words: str, ranks: int = 1, **environment: str) -> list[int]:
-        """Process ids of a run's ranks; 8 pairs a step, however many ranks."""
-        meeting = {}
-        if ranks > 1:
-            with socket.socket() as probe:
-                probe.bind(("", 0))
-                meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    def words(self, name: str, *words: str, ranks: int = 1) -> list[str]:
+        """Flags of a run; 8 pairs a step, however many ranks."""
         cut = ("--batch-size=4", f"--accum-freq={2 // ranks}")
         places = (
             f"--train-data={self._data}",
@@ -67,11 +62,20 @@ class Server:
             f"--logs={self.folder}",
             f"--name={name}",
         )
+        return [*WORDS, *cut, *places, *words]
+
+    def start(self, name: str, *words: str, ranks: int = 1, **environment: str) -> list[int]:
+        """Process ids of a run's ranks."""
+        meeting = {}
+        if ranks > 1:
+            with socket.socket() as probe:
+                probe.bind(("", 0))
+                meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
         started = []
         for rank in range(ranks):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)} if ranks > 1 else {}
             log = self.folder / f"{name}.{rank}.txt"
-            request = {"words": [*WORDS, *cut, *places, *words], "log": str(log)}
+            request = {"words": self.words(name, *words, ranks=ranks), "log": str(log)}
             started.append(self._ask({**request, "environment": {**meeting, **own, **environment}}))
         self._alive |= set(started)
         return started
@@ -292,3 +296,29 @@ def test_a_signal_saves_ends_with_75_and_nothing_is_lost(
     stopped, uninterrupted = server.run(name, *words, ranks=ranks), whole(*words, ranks=ranks)
     assert_same(contents(stopped), contents(uninterrupted))
     assert rows(stopped) == rows(uninterrupted)
+
+
+def test_torchrun_hands_its_signal_on_and_nothing_is_lost(
+    server: Server, whole: Callable[..., Path], tmp_path: Path
+) -> None:
+    """It signals the whole group of each rank, loader processes too, and ends with another code than they."""
+    words = ("--max-steps=12", "--save-step-frequency=0")
+    marker, run = tmp_path / "code", server.folder / "torchrun"
+    started = subprocess.Popen(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--",
+            str(ROOT / "cn_clip" / "training" / "main.py"),
+            *server.words("torchrun", *words, ranks=2), "--num-workers=1", "--valid-num-workers=1",
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CN_CLIP_EXIT_MARKER": str(marker)},
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        await_rows(run, 3, [started.pid])
+        started.terminate()
+        said = started.communicate(timeout=PATIENCE_SECONDS)[1]
+    finally:
+        started.kill()
+    assert started.returncode != 0 and marker.read_text() == "75", said
+    assert "stopped by SIGTERM" in said and "died" not in said
+    assert_same(contents(server.run("torchrun", *words, ranks=2)), contents(whole(*words, ranks=2)))
