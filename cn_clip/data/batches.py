@@ -42,7 +42,7 @@ class Pair:
     """One picture, read and transformed, with its caption."""
 
     image_CHW: Tensor
-    """uint8 as decoded, or floats already normalised."""
+    """uint8 as decoded, or floats already normalised; or (E,) its features, where a run has them."""
     caption: str
     image_id: int
     text_id: int
@@ -77,6 +77,7 @@ class PairBatch:
     """A micro-batch."""
 
     images_BCHW: Tensor
+    """Or (B, E) their features, where a run has them."""
     tokens_BL: Tensor
     image_ids_B: Tensor
     text_ids_B: Tensor

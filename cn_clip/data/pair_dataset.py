@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from cn_clip.data.batches import Collate, Pair, PairBatch
+from cn_clip.data.feature_store import FeatureStore
 from cn_clip.data.pairs import BadPair, PairSource, PairStream, RawPair
 from cn_clip.data.randomness import seeded_by
 from cn_clip.data.sampler import EpochOrder, PairKey
@@ -31,6 +32,8 @@ class ReadPair:
     """What is random in a transform is a function of it and of the pair's place."""
     tokenizer: str | None = None
     """Fingerprint of the ids the run can use."""
+    features: FeatureStore | None = None
+    """Of pictures by id, in their place: no picture is read."""
     num_negatives: int = 0
     """Hard negatives taken along, at most; where a pair has more, they take turns from epoch to epoch."""
     mask_copies: bool = True
@@ -38,8 +41,11 @@ class ReadPair:
 
     def __call__(self, raw: RawPair, epoch: int, position: int) -> Pair | BadPair:
         try:
-            with seeded_by(self.seed, epoch, position):
-                image_CHW = self.read_image(raw.image_bytes)
+            if self.features is not None:
+                image_CHW = self.features.read(raw.image_id)
+            else:
+                with seeded_by(self.seed, epoch, position):
+                    image_CHW = self.read_image(raw.image_bytes)
         except DataError as error:
             where = raw.where or f"picture {raw.image_id} of pair {raw.pair_id} (text id {raw.text_id})"
             return BadPair(f"{where}: {error}")
@@ -80,7 +86,8 @@ class PairDataset(Dataset[Pair | BadPair]):
 
     def _read(self, key: PairKey) -> Pair | BadPair:
         try:
-            raw = self.source.read(key.pair, epoch=key.epoch, seed=self.read.seed)
+            picture = self.read.features is None
+            raw = self.source.read(key.pair, epoch=key.epoch, seed=self.read.seed, picture=picture)
         except DataError as error:
             return BadPair(str(error))
         return self.read(raw, key.epoch, key.position)

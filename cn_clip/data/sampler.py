@@ -9,7 +9,7 @@ depend on W or A.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -127,6 +127,19 @@ class MicroBatches(Sampler[list[PairKey]]):
             for a in range(self.accumulate):
                 block = a * self.world_size + self.rank
                 yield self.order.block(step, block * self.batch_size, self.batch_size)
+
+
+class ListedBatches(Sampler[list[PairKey]]):
+    """Batches as they are listed."""
+
+    def __init__(self, batches: Sequence[list[PairKey]]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[PairKey]]:
+        yield from self.batches
 
 
 class ValidationBatches(Sampler[list[PairKey]]):

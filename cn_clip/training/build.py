@@ -24,8 +24,10 @@ from cn_clip.parallel.ranks import Ranks
 from cn_clip.parallel.rng import seeded, stable_seed
 from cn_clip.parallel.wrap import wrap
 from cn_clip.training.contrastive_task import ContrastiveTask, Encoding
+from cn_clip.training.feature_cache import check_feature_cache
 from cn_clip.training.mask_schedule import MaskSchedule
 from cn_clip.training.registry import module_of, resolve_options
+from cn_clip.training.stages import stages_of
 from cn_clip.training.timeline import Leg
 
 logger = logging.getLogger(__name__)
@@ -49,7 +51,12 @@ def build_config(settings: Settings) -> TrainConfig:
     for name in ("lr", "beta1", "beta2", "eps"):
         if plain["optim"][name] is None:
             plain["optim"][name] = getattr(own, name)
-    return build(TrainConfig, plain, resolve_options)
+    checked = build(TrainConfig, plain, resolve_options)
+    if checked.stages:
+        stages_of(checked, build_config)  # each is checked with what it changes
+    else:
+        check_feature_cache(checked)
+    return checked
 
 
 def _check_context_length(config: TrainConfig) -> None:

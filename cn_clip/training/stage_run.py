@@ -10,6 +10,7 @@ from typing import Any
 from cn_clip.clip.lora import add_adapters, merged
 from cn_clip.config.load import to_plain
 from cn_clip.config.schema import TrainConfig
+from cn_clip.data.feature_store import FeatureStore
 from cn_clip.data.loader import explained_worker_death
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks
@@ -19,6 +20,7 @@ from cn_clip.training.bad_steps import BadSteps
 from cn_clip.training.build import build_clip, build_task, initialise, parallelize
 from cn_clip.training.checkpoints import RunState, SavedRun
 from cn_clip.training.contrastive_task import ContrastiveTask
+from cn_clip.training.feature_cache import cached_features
 from cn_clip.training.freezing import freeze_towers
 from cn_clip.training.optimizer import build_optimizer
 from cn_clip.training.run_dir import RunDir
@@ -82,11 +84,20 @@ class StageRun:
                 average=self._average,
             )
             trainer = Trainer(self.task, plan, config, companions, self._lr)
-            loader = self.data.train_loader(
-                first_step=plan.first_step - plan.begin, last_step=plan.last_step - plan.begin
-            )
             with explained_worker_death():
+                loader = self.data.train_loader(
+                    first_step=plan.first_step - plan.begin,
+                    last_step=plan.last_step - plan.begin,
+                    features=self._features(),
+                )
                 trainer.fit(iter(loader))
+
+    def _features(self) -> FeatureStore | None:
+        if self.leg.plan.first_step == self.leg.plan.last_step:
+            return None
+        context, config = self.context, self.leg.stage.config
+        source = self.leg.sources.train
+        return cached_features(config, self.task.engine, self.data, source, context.run_dir, context.watchdog)
 
     @property
     def _average(self) -> WeightAverage | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,11 @@ from cn_clip.clip.transform import BytesTransform, exact_transform, fast_transfo
 from cn_clip.config.schema import Data, Part, TrainConfig
 from cn_clip.data.batches import Collate
 from cn_clip.data.captions import preprocess_text
+from cn_clip.data.feature_store import FeatureStore
 from cn_clip.data.loader import PairLoader, Workers
 from cn_clip.data.pair_dataset import PairDataset, ReadPair, StreamBatches
 from cn_clip.data.pairs import PairSource, PairStream
-from cn_clip.data.sampler import EpochOrder, MicroBatches, ValidationBatches
+from cn_clip.data.sampler import EpochOrder, ListedBatches, MicroBatches, PairKey, ValidationBatches
 from cn_clip.data.unique_order import UniqueOrder
 from cn_clip.errors import CnClipError, ConfigError
 from cn_clip.parallel.gather import from_main
@@ -148,8 +149,13 @@ class TrainingData:
         self._read = self._read_pair(read)
         self.valid = {name: self._valid_loader(source) for name, source in sources.valid.items()}
 
-    def train_loader(self, *, first_step: int, last_step: int) -> PairLoader:
-        """This rank's micro-batches of steps [first_step, last_step), counted from the order's own beginning."""
+    def train_loader(
+        self, *, first_step: int, last_step: int, features: FeatureStore | None = None
+    ) -> PairLoader:
+        """This rank's micro-batches of steps [first_step, last_step), counted from the order's own beginning.
+
+        `features` of the pictures are read in their place.
+        """
         config, source = self._config, self._sources.train
         if isinstance(source, PairStream):
             batches = StreamBatches(
@@ -174,7 +180,16 @@ class TrainingData:
             first_step=first_step,
             last_step=last_step,
         )
-        return self._sampled(source, self._read_for_training, sampler, config.data.num_workers)
+        read = replace(self._read_for_training, features=features)
+        return self._sampled(source, read, sampler, config.data.num_workers)
+
+    def picture_loader(self, batches: Sequence[Sequence[int]]) -> PairLoader:
+        """Training pictures as `train_loader` gives them, of pairs by their index in the source; with their captions."""
+        source = self._sources.train
+        assert isinstance(source, PairSource)
+        keys = [[PairKey(0, index, index) for index in batch] for batch in batches]
+        read = replace(self._read_for_training, num_negatives=0)
+        return self._sampled(source, read, ListedBatches(keys), self._config.data.num_workers)
 
     def _read_pair(self, read_image: BytesTransform) -> ReadPair:
         return ReadPair(
@@ -209,7 +224,7 @@ class TrainingData:
         self,
         source: PairSource,
         read: ReadPair,
-        sampler: MicroBatches | ValidationBatches,
+        sampler: MicroBatches | ValidationBatches | ListedBatches,
         num_workers: int,
     ) -> PairLoader:
         data = self._config.data

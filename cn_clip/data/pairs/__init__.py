@@ -50,14 +50,19 @@ class PairSource(ABC):
     """Pairs by index; picklable, and safe to read from many worker processes."""
 
     num_images: int
+    content: str = ""
+    """Digest of its pictures, where one is kept: other pictures under the same ids have another."""
 
     @abstractmethod
     def __len__(self) -> int:
         """Number of pairs of an epoch."""
 
     @abstractmethod
-    def read(self, index: int, *, epoch: int, seed: int) -> RawPair:
-        """One pair; DataError names the store and the id. `epoch` and `seed` matter where a source draws or takes turns."""
+    def read(self, index: int, *, epoch: int, seed: int, picture: bool = True) -> RawPair:
+        """One pair; DataError names the store and the id. `epoch` and `seed` matter where a source draws or takes turns.
+
+        `picture`: false leaves its bytes out, for a run that has the picture's features.
+        """
 
     @abstractmethod
     def columns(self, *, epoch: int, seed: int) -> PairColumns:

@@ -34,14 +34,15 @@ class LmdbPairs(PairSource):
     def __init__(self, path: str) -> None:
         self._split = open_split(path)
         self.num_images = len(self._split.images)
+        self.content = " ".join(str(shard.content) for shard in self._split.images.shards)
 
     def __len__(self) -> int:
         return len(self._split.pairs)
 
-    def read(self, index: int, *, epoch: int, seed: int) -> RawPair:
+    def read(self, index: int, *, epoch: int, seed: int, picture: bool = True) -> RawPair:
         pair, tokens = self._split.pairs.read(index), self._split.tokens
         return RawPair(
-            self._split.images.read(pair.image_id),
+            self._split.images.read(pair.image_id) if picture else b"",
             pair.image_id,
             pair.text_id,
             pair.caption,
@@ -69,7 +70,7 @@ class OneCaptionPerPicture(PairSource):
 
     def __init__(self, pairs: LmdbPairs) -> None:
         self._pairs = pairs
-        self.num_images = pairs.num_images
+        self.num_images, self.content = pairs.num_images, pairs.content
         image_ids = pairs.columns(epoch=0, seed=0).image_ids
         by_picture = np.argsort(image_ids, kind="stable")
         _, starts, counts = np.unique(image_ids[by_picture], return_index=True, return_counts=True)
@@ -82,9 +83,9 @@ class OneCaptionPerPicture(PairSource):
     def __len__(self) -> int:
         return len(self._starts)
 
-    def read(self, index: int, *, epoch: int, seed: int) -> RawPair:
+    def read(self, index: int, *, epoch: int, seed: int, picture: bool = True) -> RawPair:
         drawn = self._drawn(np.array([index]), epoch, seed)
-        return self._pairs.read(int(drawn[0]), epoch=epoch, seed=seed)
+        return self._pairs.read(int(drawn[0]), epoch=epoch, seed=seed, picture=picture)
 
     def columns(self, *, epoch: int, seed: int) -> PairColumns:
         drawn = self._drawn(np.arange(len(self)), epoch, seed)

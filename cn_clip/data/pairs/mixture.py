@@ -93,13 +93,14 @@ class MixedSource(PairSource):
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def read(self, index: int, *, epoch: int, seed: int) -> RawPair:
+    def read(self, index: int, *, epoch: int, seed: int, picture: bool = True) -> RawPair:
         member = int(np.searchsorted(self._starts, index, side="right")) - 1
         source = self._sources[member]
         entry = epoch * self._sizes[member] + index - int(self._starts[member])
         round_number, place = divmod(entry, len(source))
         pair = _order(len(source), seed, member, round_number)[place]
-        return _renumbered(source.read(pair, epoch=round_number, seed=seed), self._own_ids[member])
+        raw = source.read(pair, epoch=round_number, seed=seed, picture=picture)
+        return _renumbered(raw, self._own_ids[member])
 
     def columns(self, *, epoch: int, seed: int) -> PairColumns:
         return _joined([self._columns(member, epoch, seed) for member in range(len(self._sources))])

@@ -1,0 +1,154 @@
+"""Features of a frozen image tower, computed once for all epochs and kept on disk (locked-image tuning, arXiv:2111.07991).
+
+A step then needs neither the pictures nor the tower. Exact: what is kept is what the tower would have said in the run's number
+types, which asks for pictures that look the same each time and for no masked patches.
+
+Shapes: n distinct pictures, B of a batch, E embedding.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from xxhash import xxh3_128
+
+from cn_clip.clip.model import CLIP
+from cn_clip.config.schema import TrainConfig
+from cn_clip.data.feature_store import FeatureStore, FeatureWriter, is_feature_store, open_features
+from cn_clip.data.pairs import PairSource, PairStream
+from cn_clip.errors import ConfigError
+from cn_clip.parallel.engines import Engine
+from cn_clip.parallel.gather import any_rank, from_main
+from cn_clip.parallel.watchdog import Watchdog
+from cn_clip.training.run_dir import RunDir
+from cn_clip.training.training_data import TrainingData
+
+logger = logging.getLogger(__name__)
+
+
+def check_feature_cache(config: TrainConfig) -> None:
+    """ConfigError where `data.feature_cache` would not give what the tower gives."""
+    if config.data.feature_cache is None:
+        return
+    wrong = {
+        "model.freeze_image is off": not config.model.freeze_image,
+        "lora.image_rank is set": config.lora.image_rank > 0,
+        f"data.augment is {config.data.augment.type}": config.data.augment.type != "none",
+        f"model.mask_ratio is {config.model.mask_ratio}": config.model.mask_ratio > 0,
+        f"data.train.type is {config.data.train.type if config.data.train else None}": (
+            config.data.train is not None and config.data.train.type != "lmdb_pairs"
+        ),
+    }
+    for reason, is_wrong in wrong.items():
+        if is_wrong:
+            raise ConfigError(
+                f"data.feature_cache keeps what a frozen image tower says of the pictures of one LMDB, but {reason}: "
+                "set it otherwise, or leave data.feature_cache out"
+            )
+
+
+def cached_features(
+    config: TrainConfig,
+    engine: Engine[CLIP],
+    data: TrainingData,
+    source: PairSource | PairStream,
+    run_dir: RunDir,
+    watchdog: Watchdog,
+) -> FeatureStore | None:
+    """Features of all training pictures, made now where the folder has not those of this tower. Collective."""
+    if config.data.feature_cache is None:
+        return None
+    assert isinstance(source, PairSource)  # check_feature_cache refuses the others
+    folder = _folder(config.data.feature_cache, run_dir)
+    columns = source.columns(epoch=0, seed=config.run.seed)
+    ids_n, first_n = np.unique(columns.image_ids, return_index=True)
+    fingerprint = from_main(_fingerprint(config, source, ids_n, engine.model_state()), engine.ranks)
+    if from_main(_has(folder, fingerprint), engine.ranks):
+        logger.info("Features of %d pictures are in %s.", len(ids_n), folder)
+        return open_features(folder)
+    _check_room(folder, len(ids_n), engine)
+    _make(config, engine, data, folder, ids_n, first_n, watchdog)
+    if engine.ranks.is_main:
+        FeatureWriter(folder).finish(fingerprint)
+    any_rank([False], engine.ranks)  # the others wait until it is whole
+    return open_features(folder)
+
+
+def _folder(setting: str, run_dir: RunDir) -> Path:
+    return run_dir.path / "features" if setting == "auto" else Path(setting)
+
+
+def _has(folder: Path, fingerprint: str) -> bool:
+    return is_feature_store(folder) and open_features(folder).fingerprint == fingerprint
+
+
+def _fingerprint(
+    config: TrainConfig, source: PairSource, ids_n: NDArray[np.int64], weights: Mapping[str, Tensor]
+) -> str:
+    """Of the pictures, how they are read, and the weights that look at them; "" where this rank has none."""
+    if not weights:
+        return ""
+    digest = xxh3_128(source.content.encode())
+    digest.update(ids_n.tobytes())
+    how = (config.model.image, config.model.image_px, config.data.transform, config.train.precision)
+    digest.update(repr(how).encode())
+    for name in sorted(weights):
+        if name.startswith("visual."):
+            digest.update(name.encode())
+            digest.update(
+                weights[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
+    return digest.hexdigest()
+
+
+def _check_room(folder: Path, num: int, engine: Engine[CLIP]) -> None:
+    needed = num * engine.module.text_projection.shape[-1] * 4
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if from_main(free < needed, engine.ranks):
+        raise ConfigError(
+            f"data.feature_cache needs {needed / 2**30:.1f} GiB in {folder} for {num} pictures, and {free / 2**30:.1f} "
+            "are free: make room, or name another folder"
+        )
+
+
+@torch.no_grad()
+def _make(
+    config: TrainConfig,
+    engine: Engine[CLIP],
+    data: TrainingData,
+    folder: Path,
+    ids_n: NDArray[np.int64],
+    first_n: NDArray[np.int64],
+    watchdog: Watchdog,
+) -> None:
+    """Every rank encodes a part of each round; all do as many forward passes, which sharded weights need."""
+    ranks, size = engine.ranks, config.train.batch_size
+    logger.info("Computing the features of %d pictures into %s.", len(ids_n), folder)
+    dim = engine.module.text_projection.shape[-1]
+    if ranks.is_main:
+        FeatureWriter.begin(folder, ids_n, dim)
+    any_rank([False], ranks)  # wait until the files are there
+    writer = FeatureWriter(folder)
+    rounds = -(-len(ids_n) // (size * ranks.world_size))
+    starts = [
+        min((number * ranks.world_size + ranks.rank) * size, len(ids_n) - 1) for number in range(rounds)
+    ]
+    places = [slice(start, min(start + size, len(ids_n))) for start in starts]
+    loader = data.picture_loader([first_n[place].tolist() for place in places])
+    engine.module.eval()
+    for place, batch in zip(places, watchdog.watched(loader), strict=True):
+        batch = batch.to(ranks.device)
+        with engine.precision.autocast():
+            features_BE = engine(batch.images_BCHW, None).float()
+        # a picture that another one stands in for keeps none
+        own_B = batch.image_ids_B == torch.from_numpy(ids_n[place]).to(ranks.device)
+        writer.write(place, torch.where(own_B[:, None], features_BE, torch.nan))
+    writer.flush()

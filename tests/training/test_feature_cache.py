@@ -1,0 +1,81 @@
+"""A frozen image tower's features on disk: the same run, without pictures and without the tower."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cn_clip.data.feature_store import FeatureWriter, open_features
+from cn_clip.errors import ConfigError, DataError
+from tests.training.conftest import Train
+
+FROZEN = ("--freeze-vision", "--max-epochs=2", "--accum-freq=2")
+
+
+def losses(run: Path) -> list[float]:
+    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if row["kind"] == "train"]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "epoch_latest.pt", weights_only=True)[
+        "state_dict"
+    ]
+    return found
+
+
+@pytest.mark.parametrize("tower", ["tiny-vit", "tiny-resnet"])
+def test_a_cached_run_is_the_run_without_a_cache(train: Train, tower: str) -> None:
+    plain = train(*FROZEN, f"--vision-model={tower}", "--grad-checkpointing", name="plain")
+    cached = train(*FROZEN, f"--vision-model={tower}", "--set=data.feature_cache=auto", name="cached")
+    assert (cached / "features" / "meta.json").is_file()
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(weights(cached)[name], value, rtol=1e-4, atol=1e-6)
+    assert losses(cached) == pytest.approx(losses(plain), rel=1e-4)
+
+
+def test_features_are_made_once_and_again_for_another_tower(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = (*FROZEN, f"--set=data.feature_cache={tmp_path / 'features'}")
+    train(*words, name="first")
+    made = (tmp_path / "features" / "features.npy").stat().st_mtime_ns
+    train(*words, name="second")
+    assert (tmp_path / "features" / "features.npy").stat().st_mtime_ns == made
+    assert "Features of 21 pictures are in" in caplog.text
+    train(*words, "--seed=5", name="third")  # fresh weights of another seed
+    assert (tmp_path / "features" / "features.npy").stat().st_mtime_ns != made
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "model.freeze_image is off"),
+        (("--freeze-vision", "--use-augment"), "data.augment is autoaugment"),
+        (("--freeze-vision", "--mask-ratio=0.5"), "model.mask_ratio is 0.5"),
+    ],
+)
+def test_what_would_not_be_exact_is_refused(train: Train, words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        train(*words, "--set=data.feature_cache=auto")
+
+
+def test_a_store_gives_rows_by_id_and_says_what_it_has_not(tmp_path: Path) -> None:
+    writer = FeatureWriter.begin(tmp_path / "f", np.array([3, 5, 9]), dim=2)
+    writer.write(slice(0, 2), torch.tensor([[1.0, 2], [3, 4]]))
+    with pytest.raises(DataError, match="no whole folder"):
+        open_features(tmp_path / "f")
+    writer.flush()
+    writer.finish("of this tower")
+    store = open_features(tmp_path / "f")
+    assert (
+        store.of(torch.tensor([5, 3])).tolist() == [[3, 4], [1, 2]] and store.fingerprint == "of this tower"
+    )
+    with pytest.raises(DataError, match="no features of id 4"):
+        store.read(4)
+    with pytest.raises(DataError, match="9 could not be read"):
+        store.read(9)
