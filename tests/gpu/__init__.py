@@ -1,0 +1,1 @@
+"""The checks of `tests/gpu.sh`: each file is a few, whose functions take a `Workplace` and return outcomes."""
