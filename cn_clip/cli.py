@@ -22,6 +22,7 @@ COMMANDS = {
         "cn_clip.preprocess.inspect_dataset",
         "what is in a data set, and what to mind in training on it",
     ),
+    "consolidate": ("cn_clip.training.consolidate", "a sharded checkpoint -> one file"),
     "convert-openai": (
         "cn_clip.preprocess.transform_openai_pretrain_weights",
         "OpenAI CLIP archive -> plain state dict",

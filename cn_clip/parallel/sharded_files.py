@@ -203,7 +203,12 @@ def _state(index: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:
             state.setdefault(number_of[name], {})[key] = tensor
     groups, start = [], 0
     for group in index["groups"]:
-        settings = {key: value for key, value in group.items() if key != "size"}
+        # JSON knows no tuples; pairs of numbers such as `betas` are ones in torch
+        settings = {
+            key: tuple(value) if isinstance(value, list) and key != "param_names" else value
+            for key, value in group.items()
+            if key != "size"
+        }
         numbers = list(range(start, start + group["size"]))
         start += len(numbers)
         groups.append({**settings, "params": numbers, "param_names": [names[number] for number in numbers]})

@@ -1,0 +1,57 @@
+"""Runs that write folders of shards hold in them what whole files would, and go on from either."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cn_clip.training.consolidate import main as consolidate
+from tests.training.conftest import Train
+
+WORDS = ("--max-steps=5", "--save-step-frequency=2", "--set=ema.decay=0.9")
+SHARDED = "--set=checkpoint.sharded=true"
+
+
+def content(path: Path) -> dict[str, Any]:
+    """A checkpoint but for the names of its run and files, and its settings."""
+    found = torch.load(path, weights_only=True)
+    ours = {
+        name: value for name, value in found.pop("cn_clip").items() if name not in ("settings", "own_files")
+    }
+    return {**found, **ours, "name": ""}
+
+
+def assert_same(one: object, other: object, where: str = "") -> None:
+    if isinstance(one, torch.Tensor):
+        assert isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert isinstance(other, dict) and one.keys() == other.keys(), where
+        for name in one:
+            assert_same(one[name], other[name], f"{where}/{name}")
+    elif isinstance(one, list) and where.endswith("/names"):
+        assert isinstance(other, list) and sorted(one) == sorted(other), where
+    else:
+        assert one == other, where
+
+
+def test_a_consolidated_folder_is_the_file_of_a_run_without_shards(train: Train) -> None:
+    whole, sharded = train(*WORDS, name="whole"), train(*WORDS, SHARDED, name="sharded")
+    assert not list((sharded / "checkpoints").glob("*.pt"))
+    consolidate([str(sharded / "checkpoints" / "epoch_latest.sharded")])
+    one, other = (content(run / "checkpoints" / "epoch_latest.pt") for run in (whole, sharded))
+    assert_same(one, other)
+
+
+def test_a_run_may_change_between_files_and_shards(train: Train) -> None:
+    whole = train(*WORDS, name="whole")
+    changing = train(*WORDS, "--max-steps=2", SHARDED, name="changing")
+    # the schedule was that of two steps: only the position and the order of the files matter here
+    assert (changing / "checkpoints" / "epoch_latest.sharded").is_symlink()
+    train(*WORDS, "--max-steps=4", name="changing")
+    assert content(changing / "checkpoints" / "epoch_latest.pt")["step"] == 4
+    train(*WORDS, SHARDED, name="changing")
+    said = "".join(path.read_text() for path in sorted(changing.glob("out_*.log")))
+    assert "epoch_1_2.sharded' (epoch 1 @ 2 steps)" in said and "epoch_latest.pt' (epoch 1 @ 4 steps)" in said
+    assert (whole / "checkpoints" / "epoch_latest.pt").is_file()
