@@ -10,7 +10,6 @@ All arithmetic is on whole numbers that wrap. Shapes: B pairs, S sites, `dims` t
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 
 import torch
@@ -20,7 +19,11 @@ from torch import Tensor
 _FIRST_64, _SECOND_64 = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 # of a 32-bit hash of little bias (Chris Wellons, hash-prospector, "lowbias32"), as signed numbers
 _FIRST_32, _SECOND_32 = 0x7FEB352D, 0x846CA68B - 2**32
-_GOLDEN_32 = 0x9E3779B9 - 2**32
+# odd numbers without small common relations (the golden ratio's, then multipliers of MurmurHash3 and xxHash), signed
+_STRIDES = tuple(
+    stride - 2**32 if stride >= 2**31 else stride
+    for stride in (0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F, 0x165667B1, 0x9E3779B1)
+)
 
 _STEPS = 1 << 16
 """Probabilities are whole multiples of 1 / this: one hash of 32 bits then decides two elements."""
@@ -83,11 +86,12 @@ def _shifted(numbers: Tensor, bits: int) -> Tensor:
 
 
 def _counters(dims: Sequence[int], device: torch.device) -> Tensor:
-    """(*dims) int32, a number for each element: fixed bits for each dimension, so that a longer one moves no other."""
-    bits = 32 // max(len(dims), 1)
-    assert all(size <= 1 << bits for size in dims[1:]), f"a draw of {math.prod(dims)} numbers, shaped {dims}"
+    """(*dims) int32, a number for each element, whatever the other dimensions' lengths.
+
+    Strides modulo 2^32 span a lattice without short vectors: no two elements of a draw as large as a model's share a number.
+    """
     counters = torch.zeros((), dtype=torch.int32, device=device)
-    for place, size in enumerate(reversed(dims)):
-        own = torch.arange(size, dtype=torch.int32, device=device) << (bits * place)
+    for place, (size, stride) in enumerate(zip(reversed(dims), _STRIDES, strict=False)):
+        own = torch.arange(size, dtype=torch.int32, device=device) * stride
         counters = counters + own.view(-1, *(1 for _ in range(place)))
-    return counters * _GOLDEN_32  # one to one; the hash alone tells neighbours less well apart
+    return counters

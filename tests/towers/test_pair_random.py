@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cn_clip.towers.pair_random import (
+    _counters,
     kept,
     mixed,
     number_of,
@@ -104,6 +105,16 @@ def test_longer_dimensions_move_nothing() -> None:
     assert torch.equal(kept(keys[1:3], (4, 9, 13), 0.3), whole[1:3])
     assert torch.equal(kept(keys, (2, 5, 6), 0.3), whole[:, :2, :5, :6])
     assert torch.equal(kept(keys, (7,), 0.3), kept(keys, (8,), 0.3)[:, :7])
+
+
+@pytest.mark.parametrize(
+    "dims", [(512, 384), (197, 1536), (16, 512, 256), (12, 52, 26), (1024, 14, 7), (4, 16, 64, 32)]
+)
+def test_no_two_elements_share_a_number(dims: tuple[int, ...]) -> None:
+    """Of one draw: features, attention weights, feature maps, windows."""
+    counters = _counters(dims, torch.device("cpu"))
+    assert counters.shape == dims
+    assert len(counters.unique()) == counters.numel()
 
 
 def test_parts_of_a_pair_have_keys_of_their_own() -> None:
