@@ -12,7 +12,10 @@ from cn_clip.training.diagnosis.step_cost import Weights
 
 FP32 = 4
 DEEPSPEED_BUCKET = 5e8
-"""Elements of `reduce_bucket_size` and `allgather_bucket_size` where DeepSpeed's JSON says nothing."""
+"""Elements of the buffer that gradients are sent from, allocated whole however small the model (`reduce_bucket_size` of
+DeepSpeed's JSON)."""
+DEEPSPEED_LIVE = 1e9
+"""Elements of whole weights that stage 3 keeps (`stage3_max_live_parameters`)."""
 GATHERED_BLOCKS = 2
 """Blocks that FSDP2 has whole at one time: the one that computes and the next one, gathered beside it."""
 
@@ -69,6 +72,8 @@ def share_of(weights: Weights, cut: Cut) -> Share:
         gradients=weights.trained_bytes,
         optimizer=weights.optimizer_bytes,
         average=_average(weights, cut),
+        # gradients of micro-batches that do not synchronise are others than DDP's buckets
+        gathered=weights.trained_bytes if cut.world_size > 1 and cut.accumulate > 1 else 0.0,
     )
 
 
@@ -82,7 +87,8 @@ def _fsdp(weights: Weights, cut: Cut) -> Share:
     travel = cut.travel_bytes / FP32
     blocks = weights.bytes - weights.outside_blocks_bytes
     at_once = GATHERED_BLOCKS * weights.largest_block_bytes if cut.settings.reshard else blocks
-    gathered = (at_once + weights.outside_blocks_bytes) * travel
+    # what is outside the blocks travels in its own type
+    gathered = at_once * travel + weights.outside_blocks_bytes
     if cut.accumulate > 1 and cut.settings.sync == "step":
         gathered += weights.trained_bytes  # gradients are whole until the last micro-batch
     else:
@@ -100,11 +106,12 @@ def _zero(weights: Weights, cut: Cut) -> Share:
     """Stage 1 cuts up the optimizer and its own fp32 copy of the weights, 2 the gradients too, 3 the weights too."""
     stage, ranks = int(cut.engine[-1]), cut.world_size
     copy = weights.trained * FP32 / ranks
-    bucket = min(DEEPSPEED_BUCKET, weights.trained) * FP32
+    bucket = DEEPSPEED_BUCKET * FP32
+    live = min(DEEPSPEED_LIVE, weights.count) * FP32 if stage == 3 else 0.0
     return Share(
         weights=weights.bytes / (ranks if stage == 3 else 1) + weights.buffer_bytes,
         gradients=weights.trained_bytes / (ranks if stage >= 2 else 1),
         optimizer=weights.optimizer_bytes / ranks + copy,
         average=_average(weights, cut),
-        gathered=bucket + (GATHERED_BLOCKS * weights.largest_block_bytes if stage == 3 else 0),
+        gathered=bucket + live,
     )
