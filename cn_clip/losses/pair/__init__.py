@@ -105,11 +105,6 @@ class PairGradients:
     diagnostics: Diagnostics | None = None
     """Of this rank's rows, where they were asked for."""
 
-    @property
-    def text_NE(self) -> Tensor:  # noqa: N802 (a tensor's name)
-        """The same, by the name it had when there were no hard negatives."""
-        return self.text_ME
-
 
 class PairLoss(Protocol):
     def __call__(
