@@ -21,19 +21,20 @@ from cn_clip.eval import (
     make_topk_predictions_tr,
     transform_ir_annotation_to_tr,
 )
+from tests.training import validation_worker
 from tests.training.conftest import CAPTIONS, Train, png
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("validation_worker.py")
 KS = (1, 5, 10)
-CASES = (
-    [["validate.batch_size", 1]],
-    [["validate.batch_size", 3]],
-    [["validate.batch_size", 8]],
-    [["validate.batch_size", 4], ["data.epoch_end", "reference"]],
-    [["validate.batch_size", 5], ["validate.max_pairs", 12]],
-    [["validate.batch_size", 5], ["validate.recall", False]],
-)
+CASES: list[list[tuple[str, object]]] = [
+    [("validate.batch_size", 1)],
+    [("validate.batch_size", 3)],
+    [("validate.batch_size", 8)],
+    [("validate.batch_size", 4), ("data.epoch_end", "reference")],
+    [("validate.batch_size", 5), ("validate.max_pairs", 12)],
+    [("validate.batch_size", 5), ("validate.recall", False)],
+]
 FIRST_TWELVE, NO_RECALL = 4, 5
 
 
@@ -65,9 +66,8 @@ def many_to_many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_on(world_size: int, split: Path, output: Path) -> dict[str, Any]:
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}", "--"]
-    words = [str(WORKER), str(output), str(split), json.dumps(CASES)]
     done = subprocess.run(
-        [sys.executable, *(torchrun if world_size > 1 else []), *words],
+        [sys.executable, *torchrun, str(WORKER), str(output), str(split), json.dumps(CASES)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -78,7 +78,10 @@ def run_on(world_size: int, split: Path, output: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_recall_depends_on_no_cut(many_to_many: Path, tmp_path: Path) -> None:
-    found = [run_on(world, many_to_many / "lmdb" / "test", tmp_path / f"{world}.json") for world in (1, 2, 4)]
+    split, alone = many_to_many / "lmdb" / "test", tmp_path / "1.json"
+    validation_worker.main(alone, str(split), CASES)
+    found = [json.loads(alone.read_text())]
+    found += [run_on(world, split, tmp_path / f"{world}.json") for world in (2, 4)]
     assert found[0]["ranked"] == found[1]["ranked"] == found[2]["ranked"]
     inside_batches = ("loss", "image_to_text_accuracy", "text_to_image_accuracy")
     recalls = [

@@ -62,7 +62,6 @@ def ranks_of_random_features(seed: int, ranks: Ranks) -> list[list[int]]:
 
 
 def main(output: Path, split: str, cases: list[list[tuple[str, object]]]) -> None:
-    torch.set_num_threads(1)
     with start_ranks("cpu") as ranks:
         numbers = [numbers_of(split, case, ranks) for case in cases]
         ranked = [ranks_of_random_features(seed, ranks) for seed in range(10)]
