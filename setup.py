@@ -53,6 +53,7 @@ EXTRAS = {
     "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.2"],
     "coreml": ["coremltools>=8.1"],
     "modelscope": ["modelscope>=1.20"],
+    "wandb": ["wandb>=0.19"],
     "dev": [
         "ruff>=0.9",
         "mypy>=1.14",
@@ -63,6 +64,9 @@ EXTRAS = {
         "pyarrow>=15",
         "aiohttp>=3.9",
         "webdataset>=0.2.100",
+        "deepspeed>=0.16",
+        "peft>=0.14",
+        "wandb>=0.19",
         "types-PyYAML",
         "types-tqdm",
     ],

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cn_clip.clip.model import CLIP
-from cn_clip.clip.weights.layouts import Weights
+from cn_clip.clip.weights.layouts import Weights, is_for_training_only
 from cn_clip.config.schema import Lora
 from cn_clip.errors import ConfigError
 from cn_clip.parallel.rng import seeded, stable_seed
@@ -65,7 +65,9 @@ def add_adapters(model: CLIP, settings: Lora, seed: int) -> list[nn.Module]:
 def merged(live: Mapping[str, Tensor]) -> Weights:
     """Weights in the published layout that compute what the live ones do; the same where there are no adapters."""
     plain = {
-        name.replace(".base_layer.", "."): tensor for name, tensor in live.items() if not is_adapter(name)
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in live.items()
+        if not is_adapter(name) and not is_for_training_only(name)
     }
     for name, down in live.items():
         if name.endswith(_DOWN):

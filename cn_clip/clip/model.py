@@ -37,6 +37,7 @@ from cn_clip.clip.weights.layouts import (
 from cn_clip.clip.weights.loading import load_image_tower, load_text_tower, restore_model
 from cn_clip.errors import ConfigError
 from cn_clip.parallel.recompute import keep_activations, recompute_blocks
+from cn_clip.parallel.rng import seeded, stable_seed
 from cn_clip.towers.keyed_dropout import key_dropout
 from cn_clip.towers.pair_random import part_keys
 
@@ -89,6 +90,7 @@ class CLIP(nn.Module):
     visual: ImageTower
     bert: TextTower
     logit_bias: nn.Parameter | None
+    teacher_projection: nn.Linear | None
 
     def __init__(
         self,
@@ -140,12 +142,19 @@ class CLIP(nn.Module):
         self.text_projection = nn.Parameter(torch.empty(self.bert.width, image.embed_dim))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / INITIAL_TEMPERATURE)))
         self.register_parameter("logit_bias", None)
+        self.register_module("teacher_projection", None)
         nn.init.normal_(self.text_projection, std=self.bert.width**-0.5)
         self._tokenizer = tokenizer
 
     def add_logit_bias(self, value: float) -> None:
         """A learned number added to all logits (SigLIP, arXiv:2303.15343, which begins at -10); `forward` returns it too."""
         self.logit_bias = nn.Parameter(torch.tensor(value, device=self.logit_scale.device))
+
+    def add_teacher_projection(self, width: int, seed: int) -> None:
+        """A learned map of image features to `width` channels of a teacher's; only training has it, and `forward` gives it."""
+        with seeded(stable_seed(seed, width), torch.device("cpu")):
+            projection = nn.Linear(self.text_projection.shape[1], width, bias=False)
+        self.teacher_projection = projection.to(self.logit_scale.device)
 
     @property
     def tokenizer(self) -> FullTokenizer:
@@ -214,9 +223,10 @@ class CLIP(nn.Module):
         text_groups: int = 1,
         image_rows: Tensor | None = None,
         text_rows: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, ...]:
+    ) -> Tensor | tuple[Tensor | None, ...]:
         """Raw features of the one that is given; of both: unit image [B, E] and text features [M, E], the scale (not its log)
-        and the bias of a model that has one.
+        and the bias of a model that has one; of a model with a teacher, the bias or None, and the image features mapped to
+        the teacher's width.
 
         In training, dropout and masked patches of a pair depend on its key (int64) alone; without keys on torch's
         generators. Hard negatives stand after the pairs' captions, as many for each pair, those of pair 0 first.
@@ -236,8 +246,11 @@ class CLIP(nn.Module):
             return image_BE
         if image_BE is None:
             return text_ME
-        bias = () if self.logit_bias is None else (self.logit_bias,)
-        return _unit(image_BE), _unit(text_ME), self.logit_scale.exp(), *bias
+        unit_BE = _unit(image_BE)
+        further: tuple[Tensor | None, ...] = () if self.logit_bias is None else (self.logit_bias,)
+        if self.teacher_projection is not None:
+            further = (self.logit_bias, self.teacher_projection(unit_BE))
+        return unit_BE, _unit(text_ME), self.logit_scale.exp(), *further
 
     def get_similarity(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Scaled cosines [images, texts] and their transpose."""

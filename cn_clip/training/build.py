@@ -24,6 +24,7 @@ from cn_clip.parallel.ranks import Ranks
 from cn_clip.parallel.rng import seeded, stable_seed
 from cn_clip.parallel.wrap import wrap
 from cn_clip.training.contrastive_task import ContrastiveTask, Encoding
+from cn_clip.training.distillation import Distillation, check_distillation
 from cn_clip.training.feature_cache import check_feature_cache
 from cn_clip.training.mask_schedule import MaskSchedule
 from cn_clip.training.registry import module_of, resolve_options
@@ -40,11 +41,6 @@ def build_config(settings: Settings) -> TrainConfig:
         raise ConfigError(
             "data.train is not set: give the LMDB folder of the training pairs with --train-data (data.train.path)"
         )
-    if config.distill.enabled:
-        raise ConfigError(
-            "distillation (distill.enabled, --distillation) is not in this version: train without it, or stay with "
-            "cn-clip for that run"
-        )
     _check_context_length(config)
     own = image_preset(config.model.image).training
     plain = to_plain(config)
@@ -56,6 +52,7 @@ def build_config(settings: Settings) -> TrainConfig:
         stages_of(checked, build_config)  # each is checked with what it changes
     else:
         check_feature_cache(checked)
+        check_distillation(checked)
     return checked
 
 
@@ -91,7 +88,11 @@ def initialise(model: CLIP, path: str) -> None:
 
 
 def build_task(
-    config: TrainConfig, leg: Leg, engine: Engine[CLIP], frozen: Sequence[nn.Module]
+    config: TrainConfig,
+    leg: Leg,
+    engine: Engine[CLIP],
+    frozen: Sequence[nn.Module],
+    distillation: Distillation | None,
 ) -> ContrastiveTask:
     """What a stage trains."""
     pair_loss: PairLoss = module_of("pair_loss", config.loss.type).build(config.loss.options)
@@ -105,7 +106,8 @@ def build_task(
         same_pictures=config.data.augment.type == "none",
         survives_shortage=config.train.on_out_of_memory == "halve",
     )
-    return ContrastiveTask(engine, pair_loss, config.loss.options, encoding, frozen=frozen)
+    options = config.loss.options
+    return ContrastiveTask(engine, pair_loss, options, encoding, frozen=frozen, distillation=distillation)
 
 
 def parallelize(model: CLIP, config: TrainConfig, precision: Precision, ranks: Ranks) -> Engine[CLIP]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -20,6 +20,7 @@ from cn_clip.parallel.engines import Engine
 from cn_clip.parallel.rng import pair_keys, seeded, stable_seed
 from cn_clip.parallel.wrap import batch_statistics_only, set_training_mode
 from cn_clip.training.accumulation import Accumulation
+from cn_clip.training.distillation import Distillation, student_features
 from cn_clip.training.global_loss import Features, GlobalLoss, gather_ids, global_loss
 from cn_clip.training.out_of_memory import MicroBatchTooLargeError, free_memory
 from cn_clip.training.task import StepReport
@@ -59,10 +60,11 @@ class ContrastiveTask:
         encoding: Encoding,
         *,
         frozen: Sequence[nn.Module] = (),
+        distillation: Distillation | None = None,
     ) -> None:
         self.engine, self.module = engine, engine.module
         self._pair_loss, self._options, self._encoding = pair_loss, loss_options, encoding
-        self._frozen, self._ranks = frozen, engine.ranks
+        self._frozen, self._ranks, self._distillation = frozen, engine.ranks, distillation
         self.pieces = 1
         """What each micro-batch of the loader is cut into; only memory decides."""
         self._fits = engine.ranks.world_size == 1 or not encoding.survives_shortage
@@ -74,11 +76,14 @@ class ContrastiveTask:
         statistics = _copied(_statistics(self.module)) if self._encoding.survives_shortage else {}
         while True:
             parts = [part for batch in batches for part in self._cut(batch)]
+            if self._distillation is not None:
+                self._distillation.begin()
             try:
                 self._rehearse(parts, step)
                 found = self._attempt(parts, step, notices=notices, diagnose=diagnose)
                 self._fits = True
-                return self._report(found)
+                report = self._report(found)
+                return report.with_numbers(mask_ratio=self._encoding.mask_ratio(step)) if diagnose else report
             except MicroBatchTooLargeError:
                 largest = max(len(part) for part in parts)
             self._halve(largest, step)
@@ -125,7 +130,13 @@ class ContrastiveTask:
             )
             assert features is not None  # else `gather_ids` has raised
             return global_loss(
-                self._pair_loss, features, gathered, self._ranks, gather=gather, diagnose=diagnose
+                self._pair_loss,
+                features,
+                gathered,
+                self._ranks,
+                gather=gather,
+                diagnose=diagnose,
+                teacher_weight=0.0 if self._distillation is None else self._distillation.settings.weight,
             )
 
         accumulation = Accumulation(
@@ -145,7 +156,22 @@ class ContrastiveTask:
             seeded(stable_seed(encoding.seed, step, place), self._ranks.device),
             self.engine.precision.autocast(),
         ):
-            return Features(*self.engine(*self._inputs(part, step), **self._options_of(part, step)))
+            said = self.engine(*self._inputs(part, step), **self._options_of(part, step))
+        return self._with_taught(said, parts, number)
+
+    def _with_taught(self, said: tuple[Tensor, ...], parts: Sequence[PairBatch], number: int) -> Features:
+        """With what a teacher adds, for the model's output on one micro-batch."""
+        image, text, scale, *further = said
+        features = Features(image, text, scale, further[0] if further else None)
+        if self._distillation is None:
+            return features
+        with torch.no_grad(), self.engine.precision.autocast():
+            taught = self._distillation.of(number, parts[number])
+        if self._distillation.compares_similarities:
+            return replace(features, taught=taught)
+        num_pairs = sum(map(len, parts)) * self._ranks.world_size
+        compared = student_features(image, further[1] if len(further) > 1 else None)
+        return replace(features, own_loss=self._distillation.own_loss(compared, taught, num_pairs))
 
     def _inputs(self, part: PairBatch, step: int) -> tuple[Tensor, Tensor]:
         """Pictures and token ids to be encoded: of what comes twice, the first one."""

@@ -7,17 +7,20 @@ pair, M = W·T of all, E embedding.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cn_clip.data.batches import PairBatch
+from cn_clip.losses.distillation import similarity_gradients
 from cn_clip.losses.pair import PairGradients, PairIds, PairLoss
 from cn_clip.parallel.gather import any_rank, gather_rows, sum_over_ranks, sum_rows_to_owner
 from cn_clip.parallel.ranks import Ranks
+from cn_clip.training.distillation import taught_by
 from cn_clip.training.out_of_memory import MicroBatchTooLargeError
+from cn_clip.training.teachers import Taught
 
 OUT_OF_MEMORY = 1 << 40
 """Notice of a rank that ran out of memory; lower bits are the caller's."""
@@ -37,6 +40,8 @@ class Features:
     """() of the sigmoid loss."""
     own_loss: Tensor | None = None
     """() loss of these pairs alone, as a share of the mean over the global batch."""
+    taught: Taught | None = None
+    """What a teacher says of the pairs, where its similarities are to be learnt."""
 
 
 class RowGradients(NamedTuple):
@@ -148,6 +153,7 @@ def global_loss(
     *,
     gather: bool,
     diagnose: bool = False,
+    teacher_weight: float = 0.0,
 ) -> GlobalLoss:
     """Loss over the pairs of all ranks (`gather`), or the mean over ranks of the loss inside each."""
     image_RE = torch.cat([f.image.detach().float() for f in features])
@@ -164,9 +170,14 @@ def global_loss(
         bias=None if bias is None else bias.detach().float().reshape(()),
         diagnose=diagnose,
     )
+    if features[0].taught is not None:
+        found = _with_teacher(found, features, gathered, text_TE, scale, ranks, gather, weight=teacher_weight)
     shares = _shares(found, len(image_RE), ranks, gather)
     if diagnose:
         shares |= _diagnosed(found, image_RE, text_TE[: len(image_RE)], ranks, gather)
+    own = [f.own_loss.detach() for f in features if f.own_loss is not None]
+    if own:
+        shares["loss"] = shares["loss"] + torch.stack(own).sum()
     # in one collective
     sums = sum_over_ranks(torch.stack([share.float() for share in shares.values()]), ranks)
     whole = dict(zip(shares, sums, strict=True))
@@ -177,6 +188,42 @@ def global_loss(
         notices=gathered.notices,
         numbers=whole,
         suspects=found.diagnostics.suspects() if found.diagnostics is not None else (),
+    )
+
+
+def _with_teacher(
+    found: PairGradients,
+    features: Sequence[Features],
+    gathered: Gathered,
+    text_TE: Tensor,
+    scale: Tensor,
+    ranks: Ranks,
+    gather: bool,
+    *,
+    weight: float,
+) -> PairGradients:
+    """With `weight` times the cross entropy to a teacher's similarities added."""
+    taught = taught_by([f.taught for f in features if f.taught is not None])
+    assert taught.text_BF is not None and taught.scale is not None  # open_distillation refuses such teachers
+    image_RE = torch.cat([f.image.detach().float() for f in features])
+    text_RE = text_TE[: len(image_RE)]
+    learnt = similarity_gradients(
+        image_RE,
+        gather_rows(text_RE, ranks) if gather else text_RE,
+        scale,
+        taught.image_BF,
+        gather_rows(taught.text_BF, ranks) if gather else taught.text_BF,
+        taught.scale,
+        lambda columns_kN: gather_rows(columns_kN[None], ranks) if gather else columns_kN[None],
+    )
+    text_ME = found.text_ME.clone()
+    text_ME[gathered.column_ids.positions >= 0] += weight * learnt.text_ME
+    return replace(
+        found,
+        loss=found.loss + weight * learnt.loss,
+        image_RE=found.image_RE + weight * learnt.image_RE,
+        text_ME=text_ME,
+        scale=found.scale + weight * learnt.scale,
     )
 
 

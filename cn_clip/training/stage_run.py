@@ -20,6 +20,7 @@ from cn_clip.training.bad_steps import BadSteps
 from cn_clip.training.build import build_clip, build_task, initialise, parallelize
 from cn_clip.training.checkpoints import RunState, SavedRun
 from cn_clip.training.contrastive_task import ContrastiveTask
+from cn_clip.training.distillation import open_distillation
 from cn_clip.training.feature_cache import cached_features
 from cn_clip.training.freezing import freeze_towers
 from cn_clip.training.optimizer import build_optimizer
@@ -135,6 +136,7 @@ def prepare_stage(context: RunContext, leg: Leg, saved: SavedRun | None, *, is_s
     """Build a stage. `saved`: what it goes on from; `is_start`: nothing of this process was trained before."""
     config, ranks = leg.stage.config, context.ranks
     model = build_clip(config.model, config.run.seed, config.loss)
+    distillation = open_distillation(config, model, ranks)
     data = TrainingData(config, leg.sources, leg.order, ranks, pad_id=model.bert.pad_id)
     if saved is not None:
         saved.load_weights(model)
@@ -157,5 +159,5 @@ def prepare_stage(context: RunContext, leg: Leg, saved: SavedRun | None, *, is_s
             # a stage's own settings hold from its first step; without stages the file's do, as in the reference
             saved.load_training(state, keep_settings=bool(context.config.stages))
         saved.say_loaded(leg.plan.first_step)
-    task = build_task(config, leg, engine, frozen)
+    task = build_task(config, leg, engine, frozen, distillation)
     return StageRun(context, leg, task, data, state, saved)

@@ -35,6 +35,10 @@ class StepReport:
     suspects: Sequence[Mapping[str, float]] = ()
     """Pairs that may be each other's false negatives, of this rank, on steps that are logged."""
 
+    def with_numbers(self, **numbers: float) -> StepReport:
+        """The same report with further numbers."""
+        return replace(self, numbers={**self.numbers, **numbers})
+
     def after(self, *, logit_scale: float, gradient_norm: float, applied: bool) -> StepReport:
         """The same report with what the optimizer step brought."""
         return replace(self, logit_scale=logit_scale, gradient_norm=gradient_norm, applied=applied)

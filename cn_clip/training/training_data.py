@@ -144,7 +144,9 @@ class TrainingData:
         data, image_px = config.data, config.model.image_px or image_preset(config.model.image).image_px
         tokenizer = TowerTokenizer.of(text_preset(config.model.text), data.context_length, pad_id)
         self._collate = Collate(CaptionTokens(tokenizer), pad_id, data.hard_negatives)
-        self._read_for_training = self._read_pair(train_transform(image_px, data.transform, data.augment))
+        self._read_for_training = self._read_pair(
+            train_transform(image_px, data.transform, data.augment), mask_copies=data.epoch_end == "pad"
+        )
         read = (exact_transform if data.transform == "exact" else fast_transform)(image_px)
         self._read = self._read_pair(read)
         self.valid = {name: self._valid_loader(source) for name, source in sources.valid.items()}
@@ -191,13 +193,13 @@ class TrainingData:
         read = replace(self._read_for_training, num_negatives=0)
         return self._sampled(source, read, ListedBatches(keys), self._config.data.num_workers)
 
-    def _read_pair(self, read_image: BytesTransform) -> ReadPair:
+    def _read_pair(self, read_image: BytesTransform, *, mask_copies: bool = True) -> ReadPair:
         return ReadPair(
             read_image=read_image,
             seed=self._config.run.seed,
             tokenizer=self._collate.tokenizer.fingerprint,
             num_negatives=self._config.data.hard_negatives,
-            mask_copies=self._config.data.epoch_end == "pad",
+            mask_copies=mask_copies,
         )
 
     def _valid_loader(self, source: PairSource) -> PairLoader:

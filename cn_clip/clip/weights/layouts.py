@@ -114,6 +114,11 @@ POSITION_KEYS = (
 """Of a ViT, of a ResNet, of a ViT of timm (which has a dimension of 1 before, and may have more tokens before the grid)."""
 
 
+def is_for_training_only(name: str) -> bool:
+    """Whether a weight serves training alone, and is left out of the published layout."""
+    return name.startswith("teacher_projection.")
+
+
 def resize_pos_embed(
     state_dict: Weights,
     model: nn.Module,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cn_clip.clip.weights import layouts
 from cn_clip.clip.weights.files import Checkpoint, is_jit_archive, read_checkpoint, read_jit_weights
 from cn_clip.clip.weights.guess import describe_towers
-from cn_clip.clip.weights.layouts import Weights
+from cn_clip.clip.weights.layouts import Weights, is_for_training_only
 from cn_clip.errors import WeightsError
 
 _SHOWN = 3  # names in an error message
@@ -116,8 +116,8 @@ def _fit(model: nn.Module, weights: Weights, wanted: Weights, where: str, also: 
 
 def _may_be_missing(name: str) -> bool:
     """BatchNorm's counter is no weight, and files from before it existed lack it; a model for the sigmoid loss may start from
-    one for the softmax."""
-    return name.endswith(".num_batches_tracked") or name == "logit_bias"
+    one for the softmax; what only training has is in no published file."""
+    return name.endswith(".num_batches_tracked") or name == "logit_bias" or is_for_training_only(name)
 
 
 def _some(names: Iterable[str]) -> str:

@@ -1,0 +1,106 @@
+"""Learning from a teacher beside the captions: what it says of a batch, and what that adds to the loss.
+
+A teacher is asked once a step for each micro-batch; both passes of an accumulated step use its answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cn_clip.clip.model import CLIP
+from cn_clip.config.schema import Distill, TrainConfig
+from cn_clip.data.batches import PairBatch
+from cn_clip.errors import ConfigError
+from cn_clip.losses.distillation import feature_distances
+from cn_clip.parallel.gather import any_rank
+from cn_clip.parallel.ranks import Ranks
+from cn_clip.training.teachers import Taught, Teacher, open_teacher
+
+
+@dataclass
+class Distillation:
+    """A teacher and how much it counts."""
+
+    teacher: Teacher
+    settings: Distill
+
+    def __post_init__(self) -> None:
+        self._taught: dict[int, Taught] = {}
+
+    def begin(self) -> None:
+        """Other micro-batches come."""
+        self._taught.clear()
+
+    def of(self, number: int, part: PairBatch) -> Taught:
+        """What the teacher says of micro-batch `number`."""
+        if number not in self._taught:
+            self._taught[number] = self.teacher(part)
+        return self._taught[number]
+
+    @property
+    def compares_similarities(self) -> bool:
+        return self.settings.type == "similarity"
+
+    def own_loss(self, student_mE: Tensor, taught: Taught, num_pairs: int) -> Tensor:
+        """() share that these pairs have in the weighted mean distance over `num_pairs` of the global batch."""
+        distances_m = feature_distances(
+            student_mE, taught.image_BF, interpolate=self.settings.width == "interpolate"
+        )
+        return self.settings.weight * distances_m.sum() / num_pairs
+
+
+def open_distillation(config: TrainConfig, model: CLIP, ranks: Ranks) -> Distillation | None:
+    """The teacher of the settings; gives the model a map to the teacher's width where theirs differ and it is to learn one."""
+    settings = config.distill
+    if not settings.enabled:
+        return None
+    assert settings.teacher is not None  # check_distillation refuses that
+    teacher = _opened(settings.teacher, ranks)
+    if settings.type == "similarity" and not teacher.knows_captions:
+        raise ConfigError(
+            f"distill.type is similarity, but {settings.teacher} says nothing of captions: give a checkpoint of two towers, or "
+            "set distill.type=features"
+        )
+    if config.data.feature_cache is not None and teacher.needs_pictures:
+        raise ConfigError(
+            "data.feature_cache leaves no pictures for the teacher to look at: give a folder of its features as distill.teacher, "
+            "or leave data.feature_cache out"
+        )
+    own_width = model.text_projection.shape[1]
+    if settings.type == "features" and settings.width == "project" and teacher.width != own_width:
+        model.add_teacher_projection(teacher.width, config.run.seed)
+    return Distillation(teacher, settings)
+
+
+def check_distillation(config: TrainConfig) -> None:
+    """ConfigError where a teacher is asked for and none is named."""
+    if config.distill.enabled and config.distill.teacher is None:
+        raise ConfigError(
+            "distill.teacher (--teacher-model-name) is not set: give a checkpoint, a Hugging Face folder, or a folder of features"
+        )
+
+
+def _opened(setting: str, ranks: Ranks) -> Teacher:
+    """By the main rank first, which may have files to make that the others read."""
+    first: Sequence[Teacher] = [open_teacher(setting, ranks.device)] if ranks.is_main else []
+    any_rank([False], ranks)
+    return first[0] if first else open_teacher(setting, ranks.device)
+
+
+def student_features(image_mE: Tensor, projected_mF: Tensor | None) -> Tensor:
+    """What is compared with the teacher's."""
+    return image_mE if projected_mF is None else projected_mF
+
+
+def taught_by(features: Sequence[Taught]) -> Taught:
+    """Of all micro-batches of a rank together."""
+    texts = [taught.text_BF for taught in features if taught.text_BF is not None]
+    return Taught(
+        torch.cat([taught.image_BF for taught in features]),
+        torch.cat(texts) if texts else None,
+        features[0].scale,
+    )

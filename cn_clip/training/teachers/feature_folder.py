@@ -1,0 +1,68 @@
+"""Features that a teacher has given before, by picture id: a folder of ours, or a `.jsonl` of `cn-clip extract`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from cn_clip.data.batches import PairBatch
+from cn_clip.data.feature_store import FeatureStore, FeatureWriter, open_features
+from cn_clip.errors import DataError
+from cn_clip.training.teachers import Taught, Teacher
+
+
+def open_teacher(setting: str, device: torch.device) -> Teacher:
+    path = Path(setting)
+    return FeatureTeacher(_converted(path) if path.suffix == ".jsonl" else open_features(path))
+
+
+class FeatureTeacher:
+    """Knows pictures by their ids; needs none of them."""
+
+    knows_captions = needs_pictures = False
+
+    def __init__(self, store: FeatureStore) -> None:
+        self._store, self.width = store, store.dim
+
+    def __call__(self, batch: PairBatch) -> Taught:
+        image_BF = self._store.of(batch.image_ids_B.cpu()).to(batch.image_ids_B.device)
+        return Taught(F.normalize(image_BF, dim=-1))
+
+
+def _converted(path: Path) -> FeatureStore:
+    """The features of a JSONL in a folder beside it, made again when the file changed."""
+    folder = path.with_suffix(".features")
+    status = path.stat()
+    fingerprint = f"{status.st_size} {status.st_mtime_ns}"
+    if (folder / "meta.json").is_file():
+        there = open_features(folder)
+        if there.fingerprint == fingerprint:
+            return there
+    rows = sorted(_rows(path), key=lambda row: row[0])
+    ids = np.array([one_id for one_id, _ in rows], np.int64)
+    if len(np.unique(ids)) != len(ids) or not len(ids):
+        raise DataError(f"{path} has no rows, or an image_id twice: extract the features again")
+    features = np.stack([feature for _, feature in rows])
+    writer = FeatureWriter.begin(folder, ids, features.shape[1])
+    writer.write(slice(0, len(ids)), torch.from_numpy(features))
+    writer.flush()
+    writer.finish(fingerprint)
+    return open_features(folder)
+
+
+def _rows(path: Path) -> list[tuple[int, np.ndarray]]:
+    found = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                found.append((int(row["image_id"]), np.array(row["feature"], np.float32)))
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f'{path}, row {number}: {error}; rows are {{"image_id": 3, "feature": [0.1, ...]}}, as extract writes them'
+                ) from error
+    return found
