@@ -6,21 +6,18 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import timedelta
-from pathlib import Path
 
 from cn_clip.config.legacy_flags import reference_params
 from cn_clip.config.load import to_plain
 from cn_clip.config.schema import TrainConfig
-from cn_clip.data.pairs import PairStream
-from cn_clip.errors import WeightsError
 from cn_clip.parallel.gather import from_main
 from cn_clip.parallel.ranks import start_ranks
 from cn_clip.parallel.watchdog import Watchdog
 from cn_clip.training.build import build_config
-from cn_clip.training.checkpoints import SavedRun, read_saved, steps_done
-from cn_clip.training.continuation import differences
+from cn_clip.training.checkpoints import SavedRun, read_saved
+from cn_clip.training.checkpoints.best import check_best
+from cn_clip.training.going_on import checkpoint_to_go_on_from, steps_behind
 from cn_clip.training.run_dir import RunDir, logging_to
-from cn_clip.training.saving import check_best
 from cn_clip.training.stage_run import RunContext, prepare_stage
 from cn_clip.training.stages import stages_of
 from cn_clip.training.step_log import step_log
@@ -49,9 +46,9 @@ def _train(context: RunContext) -> None:
     legs = timeline_of(stages_of(config, build_config), ranks)
     for leg in legs:
         _warn_of_warmup(leg)
-    resume_from = from_main(_resume_path(config, context.run_dir), ranks)
+    resume_from = from_main(checkpoint_to_go_on_from(config, context.run_dir), ranks)
     saved = read_saved(resume_from) if resume_from else None
-    done = _steps_done(context, saved, legs)
+    done = steps_behind(config, saved, legs, context.origin)
     total = legs[-1].plan.last_step
     to_do = [leg for leg in legs if leg.plan.last_step > done] or legs[-1:]
     if done >= total:
@@ -83,37 +80,6 @@ def _warn_of_warmup(leg: Leg) -> None:
             f"stage {name!r}" if name else "the whole run",
             leg.num_steps,
         )
-
-
-def _steps_done(context: RunContext, saved: SavedRun | None, legs: Sequence[Leg]) -> int:
-    """Optimizer steps of the run that are behind the checkpoint."""
-    if saved is None or context.config.run.reset_position:
-        return 0
-    is_stream = isinstance(legs[0].sources.train, PairStream)
-    changed = differences(saved.origin, context.origin, is_stream=is_stream)
-    if len(legs) > 1 and not changed:
-        step = saved.position.step  # counts through the stages
-    else:
-        step = steps_done(saved.position, legs[0].plan.steps_per_epoch)
-    if step and changed:
-        logger.warning(
-            "This run meets other pairs than would have followed in the checkpoint's: %s.", "; ".join(changed)
-        )
-    return step
-
-
-def _resume_path(config: TrainConfig, run_dir: RunDir) -> Path | None:
-    """Checkpoint to go on from: the run's own latest, the one that was named, or none."""
-    if config.run.resume == "none":
-        return None
-    if config.run.resume == "auto":
-        return run_dir.latest_checkpoint if run_dir.latest_checkpoint.exists() else None
-    path = Path(config.run.resume)
-    if not path.exists():
-        raise WeightsError(
-            f"=> no checkpoint found at '{path}': correct --resume (run.resume), or leave it out to start anew"
-        )
-    return path
 
 
 def _log_settings(context: RunContext, max_steps: int) -> None:

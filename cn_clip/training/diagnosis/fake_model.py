@@ -20,17 +20,21 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cn_clip.clip.model import CLIP
 from cn_clip.clip.presets import image_preset, text_preset
-from cn_clip.config.schema import Model
+from cn_clip.config.schema import Model, Part
+from cn_clip.losses.pair import sigmoid
 
 
-def meta_model(settings: Model) -> CLIP:
+def meta_model(settings: Model, loss: Part | None = None) -> CLIP:
     """Model of the settings on torch's meta device; no weights are read."""
     image, text = image_preset(settings.image), text_preset(settings.text)
     if settings.image_px is not None:
         options = {**image.options, "image_px": settings.image_px}
         image = dataclasses.replace(image, image_px=settings.image_px, options=options)
     with torch.device("meta"):
-        return CLIP.from_presets(image, text)
+        model = CLIP.from_presets(image, text)
+        if loss is not None and isinstance(loss.options, sigmoid.Options):
+            model.add_logit_bias(loss.options.initial_bias)
+    return model
 
 
 def in_fake_memory(model: nn.Module) -> None:

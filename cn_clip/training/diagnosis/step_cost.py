@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils.flop_counter import FlopCounterMode
 
+from cn_clip.clip.lora import add_adapters
 from cn_clip.clip.model import CLIP
 from cn_clip.clip.precision import convert_weights
 from cn_clip.config.schema import TrainConfig
@@ -118,8 +119,11 @@ def tower_attention(config: TrainConfig) -> dict[str, list[AttentionCall]]:
 
 
 def _prepared(config: TrainConfig) -> tuple[CLIP, list[nn.Module]]:
-    model = meta_model(config.model)
-    frozen = freeze_towers(model, config.model)
+    model = meta_model(config.model, config.loss)
+    with torch.device("meta"):
+        adapted = add_adapters(model, config.lora, config.run.seed)
+    model.key_dropout()
+    frozen = [*adapted, *freeze_towers(model, config.model)]
     if config.train.precision in WEIGHTS_TYPE:
         convert_weights(model, WEIGHTS_TYPE[config.train.precision])
     if config.model.recompute:

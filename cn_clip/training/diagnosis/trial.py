@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from cn_clip.clip.lora import add_adapters
 from cn_clip.clip.model import CLIP
 from cn_clip.config.schema import TrainConfig
 from cn_clip.data.batches import PairBatch
@@ -29,7 +30,9 @@ def trial_task(config: TrainConfig, ranks: Ranks) -> ContrastiveTask:
     unread = replace(config.model, init_from=None, image_weights=None, text_weights=None)
     config = replace(config, model=unread)
     model: CLIP = build_clip(config.model, config.run.seed, config.loss)
-    frozen = freeze_towers(model, config.model)
+    adapted = add_adapters(model, config.lora, config.run.seed)
+    model.key_dropout()
+    frozen = [*adapted, *freeze_towers(model, config.model)]
     engine = parallelize(model, config, Precision(config.train.precision, ranks.device), ranks)
     engine.set_optimizer(build_optimizer(model, config.optim))
     pair_loss: PairLoss = module_of("pair_loss", config.loss.type).build(config.loss.options)

@@ -1,0 +1,54 @@
+"""Where a run begins: at its first step, or behind a checkpoint of its own or of another run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cn_clip.config.schema import TrainConfig
+from cn_clip.data.pairs import PairStream
+from cn_clip.errors import WeightsError
+from cn_clip.training.checkpoints import SavedRun, steps_done
+from cn_clip.training.continuation import differences
+from cn_clip.training.run_dir import RunDir
+from cn_clip.training.timeline import Leg
+
+logger = logging.getLogger(__name__)
+
+
+def checkpoint_to_go_on_from(config: TrainConfig, run_dir: RunDir) -> Path | None:
+    """The run's own latest, the one that was named, or none."""
+    if config.run.resume == "none":
+        return None
+    if config.run.resume == "auto":
+        return run_dir.latest_checkpoint if run_dir.latest_checkpoint.exists() else None
+    path = Path(config.run.resume)
+    if not path.exists():
+        raise WeightsError(
+            f"=> no checkpoint found at '{path}': correct --resume (run.resume), or leave it out to start anew"
+        )
+    return path
+
+
+def steps_behind(
+    config: TrainConfig,
+    saved: SavedRun | None,
+    legs: Sequence[Leg],
+    origin: Mapping[str, Any],  # Any: plain settings
+) -> int:
+    """Optimizer steps of the run that are behind the checkpoint; `origin` is what this run's own would tell of it."""
+    if saved is None or config.run.reset_position:
+        return 0
+    is_stream = isinstance(legs[0].sources.train, PairStream)
+    changed = differences(saved.origin, origin, is_stream=is_stream)
+    if len(legs) > 1 and not changed:
+        step = saved.position.step  # counts through the stages
+    else:
+        step = steps_done(saved.position, legs[0].plan.steps_per_epoch)
+    if step and changed:
+        logger.warning(
+            "This run meets other pairs than would have followed in the checkpoint's: %s.", "; ".join(changed)
+        )
+    return step
