@@ -1,23 +1,29 @@
 """Features and gradients of a step do not depend on how its pairs are cut, padded, sorted or recomputed.
 
+Cuts are compared in fp64, where only another mask or another sum can show: whatever rounding does is 1e-15 there. In fp32
+rounding alone makes a median of 3e-7, as it does in a model with nothing random, and single draws of more than 1e-6.
+
 Letters: B pairs, L tokens, E embedding. Dropout is on in both kinds (features and attention), half the patches are masked.
 """
 
 import copy
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import MethodType
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from open_clip.transformer import LayerNormFp32
+from torch import Tensor, nn
 
 from cn_clip.clip.model import CLIP, build_model
 from cn_clip.parallel.rng import pair_keys
 from cn_clip.parallel.wrap import batch_statistics_only
 
 NUM_PAIRS, LENGTH = 8, 14
-NO_DIFFERENCE = 1e-6
+NO_DIFFERENCE = 1e-12  # of gradients in fp64, relative to their norm
 
 Gradients = dict[str, Tensor]
 
@@ -82,8 +88,13 @@ def difference(one: Gradients, other: Gradients) -> float:
 
 @pytest.fixture
 def vit() -> CLIP:
+    """In fp64 throughout."""
     torch.manual_seed(0)
-    return build_model("tiny-vit", "tiny-bert").train()
+    model = build_model("tiny-vit", "tiny-bert").double().train()
+    for module in model.modules():
+        if isinstance(module, LayerNormFp32):  # which would round to fp32, whatever the weights' type
+            vars(module)["forward"] = MethodType(nn.LayerNorm.forward, module)
+    return model
 
 
 @pytest.mark.parametrize("size", [8, 4, 2, 1])
@@ -94,6 +105,18 @@ def test_cuts(vit: CLIP, batch: Batch, size: int, trim: bool, recompute: bool) -
     vit.set_grad_checkpointing(recompute)
     parts = [part.trimmed() if trim else part for part in batch.cut(size)]
     assert difference(whole, gradients(vit, parts)) < NO_DIFFERENCE
+
+
+def test_cuts_in_fp32_differ_by_rounding_alone(batch: Batch) -> None:
+    """99 is a draw whose rounding is 1.2e-6, four times the usual."""
+    torch.manual_seed(0)
+    model = build_model("tiny-vit", "tiny-bert").train()
+    apart = []
+    for seed in (99, 0, 1, 2, 3, 4, 5):
+        keyed = Batch(batch.images, batch.tokens, pair_keys(seed, torch.arange(NUM_PAIRS)))
+        apart.append(difference(gradients(model, [keyed]), gradients(model, list(keyed.cut(2)))))
+    assert statistics.median(apart) < 1e-6
+    assert max(apart) < 5e-6
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4, 8, 11])
@@ -113,13 +136,13 @@ def test_other_keys_give_other_gradients(vit: CLIP, batch: Batch) -> None:
     assert difference(once, gradients(vit, [batch], keyed=False)) > 0.1, "torch's generators move on"
 
 
-def test_the_image_tower_s_mask_and_dropout_both_follow_the_keys(vit: CLIP, batch: Batch) -> None:
-    for mask_ratio, towers in ((0.0, ("bert",)), (0.5, ("visual", "bert"))):
+def test_with_keys_torch_s_generators_do_not_matter(vit: CLIP, batch: Batch) -> None:
+    for mask_ratio in (0.0, 0.5):
         one = gradients(vit, [batch], mask_ratio=mask_ratio)
         with torch.random.fork_rng():
             torch.manual_seed(5)
             other = gradients(vit, [batch], mask_ratio=mask_ratio)
-        assert all(torch.equal(one[name], other[name]) for name in one), towers
+        assert all(torch.equal(one[name], other[name]) for name in one), mask_ratio
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -145,19 +168,17 @@ def test_cached_features_and_their_repetition_meet_the_same_numbers(model: CLIP,
 
 def test_the_text_tower_beside_a_resnet(batch: Batch) -> None:
     torch.manual_seed(0)
-    model = build_model("tiny-resnet", "tiny-bert").train()
+    model = build_model("tiny-resnet", "tiny-bert").double().train()
     model.visual.eval()  # type: ignore[attr-defined]  # a Protocol does not say that it is a module
     whole = gradients(model, [batch])
-    assert difference(whole, gradients(model, [part.trimmed() for part in batch.cut(2)])) < 2e-6
+    assert difference(whole, gradients(model, [part.trimmed() for part in batch.cut(2)])) < NO_DIFFERENCE
 
 
-def test_compiled_blocks(batch: Batch) -> None:
+def test_compiled_blocks(vit: CLIP, batch: Batch) -> None:
     """Traced, not lowered to machine code: that takes a minute and is the compiler's affair."""
-    torch.manual_seed(0)
-    model = build_model("tiny-vit", "tiny-bert").train()
-    whole = gradients(model, [batch])
+    whole = gradients(vit, [batch])
     for recompute in (False, True):
-        compiled = copy.deepcopy(model)
+        compiled = copy.deepcopy(vit)
         compiled.set_grad_checkpointing(recompute)
         for block in (*compiled.visual.blocks(), *compiled.bert.blocks()):
             block.compile(backend="aot_eager")
