@@ -113,6 +113,8 @@ def _flash_forward(
     attention: Attention, query: Tensor, key: Tensor, value: Tensor, **options: object
 ) -> tuple[Tensor, None]:
     """(B, L, W) self-attention, with the arguments of `nn.MultiheadAttention.forward`."""
+    if not attention.training:
+        return _own_forward(attention, query, key, value, **options)
     query_BHLD, key_BHLD, value_BHLD = _heads(attention, query).permute(2, 0, 3, 1, 4).unbind()
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         mixed_BHLD = F.scaled_dot_product_attention(query_BHLD, key_BHLD, value_BHLD)
@@ -123,8 +125,17 @@ def _package_forward(
     attention: Attention, query: Tensor, key: Tensor, value: Tensor, **options: object
 ) -> tuple[Tensor, None]:
     """The same with flash-attn."""
+    if not attention.training:
+        return _own_forward(attention, query, key, value, **options)
     mixed_BLHD = importlib.import_module("flash_attn").flash_attn_func(*_heads(attention, query).unbind(2))
     return attention.out_proj(mixed_BLHD.flatten(2)), None
+
+
+def _own_forward(
+    attention: Attention, query: Tensor, key: Tensor, value: Tensor, **options: object
+) -> tuple[Tensor, None]:
+    """Validation is in full precision, which flash kernels do not know."""
+    return type(attention).forward(attention, query, key, value, **options)  # type: ignore[arg-type, return-value]  # the block's own call
 
 
 def _heads(attention: Attention, tokens_BLW: Tensor) -> Tensor:

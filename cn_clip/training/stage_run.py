@@ -15,6 +15,7 @@ from cn_clip.data.loader import explained_worker_death
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.parallel.watchdog import Watchdog
+from cn_clip.towers.attention_kernel import choose_attention
 from cn_clip.training.average import WeightAverage
 from cn_clip.training.bad_steps import BadSteps
 from cn_clip.training.build import build_clip, build_task, initialise, parallelize
@@ -74,12 +75,17 @@ class StageRun:
             stop=context.stop,
         )
         if self.saved is not None:
-            saver.own_files_of(self.saved)
+            saver.continue_from(self.saved)
         with saver:
             companions = Companions(
                 log=log,
                 saver=saver,
-                bad_steps=BadSteps(config.train.max_bad_steps, context.run_dir.path, context.ranks.rank),
+                bad_steps=BadSteps(
+                    config.train.max_bad_steps,
+                    context.run_dir.path,
+                    context.ranks.rank,
+                    first_step=plan.first_step,
+                ),
                 watchdog=context.watchdog,
                 validate=self._validate_with(log) if self.data.valid else None,
                 average=self._average,
@@ -146,8 +152,15 @@ def prepare_stage(context: RunContext, leg: Leg, saved: SavedRun | None, *, is_s
     if saved is not None:
         saved.load_adapters(model)
     model.key_dropout()  # of the adapters too
-    frozen = [*adapted, *freeze_towers(model, config.model)]
     precision = Precision(config.train.precision, ranks.device)
+    choose_attention(
+        model.visual,
+        config.model.attention,
+        device=ranks.device,
+        dtype=precision.autocast_dtype or precision.weights_dtype,
+        flash_attention=config.model.flash_attention,
+    )
+    frozen = [*adapted, *freeze_towers(model, config.model)]
     engine = parallelize(model, config, precision, ranks)
     engine.set_optimizer(build_optimizer(model, config.optim))
     average = None
