@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cn_clip.errors import DataError
+from cn_clip.training.checkpoints.best import SMALLER_IS_BETTER
 from cn_clip.training.row_file import read_rows
 from cn_clip.training.run_dir import METRICS, SUSPECTS
-from cn_clip.training.saving import SMALLER_IS_BETTER
 
 Rows = Sequence[dict[str, Any]]
 """Plain JSON values by name."""

@@ -7,16 +7,16 @@ asked the run to stop, the main rank's clock says it is time, or its last file c
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 
-from cn_clip.config.schema import Checkpoint, TrainConfig
+from cn_clip.config.schema import Checkpoint
 from cn_clip.errors import ConfigError, Preempted, TrainingError
 from cn_clip.parallel.gather import gather_objects
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.training.checkpoints.background import Background
+from cn_clip.training.checkpoints.best import better
 from cn_clip.training.checkpoints.files import BEST, LATEST, CheckpointFiles, epoch_file, step_file
 from cn_clip.training.checkpoints.folders import CheckpointFolders, folder_name
 from cn_clip.training.checkpoints.position import Position
@@ -31,9 +31,6 @@ logger = logging.getLogger(__name__)
 
 STOP, MINUTES, FAILED = 1, 2, 4
 """Bits of a notice."""
-
-SMALLER_IS_BETTER = ("loss", "rank")
-"""Ends of the names of validation numbers that are best when smallest (`mean_rank`, `median_rank`); others when largest."""
 
 
 class Saver:
@@ -75,10 +72,29 @@ class Saver:
         elif isinstance(error, Exception):  # not Ctrl-C: whoever aborts does not wait
             self._finish_beside(error)
 
-    def own_files_of(self, saved: SavedRun) -> None:
-        """Go on counting the files of the run that `saved` is from, where it is this one."""
-        if saved.path.parent.resolve() == self._files.folder.resolve():
-            self._state.own_files = saved.own_files
+    def continue_from(self, saved: SavedRun) -> None:
+        """Take over which files of the run that `saved` is from are its own, and what was best, where it is this run.
+
+        It knows all files that were there when it was written; those that were deleted next are deleted now, if a kill was
+        quicker.
+        """
+        settings = saved.origin.get("settings", {}).get("checkpoint", {})
+        is_this_run = saved.path.parent.resolve() == self._files.folder.resolve()
+        if is_this_run:
+            self._state.own_files = self._pruned(saved.own_files)
+        if is_this_run and settings.get("best") == self._settings.best:
+            self._state.best = saved.origin.get("best")
+
+    def _pruned(self, own_files: list[str]) -> list[str]:
+        """The names that are left when the main rank has deleted what is too much."""
+        keep = self._settings.keep_last
+        if self._settings.sharded:
+            return self._folders.prune(own_files, keep) if self._ranks.is_main else own_files
+        if keep is None:
+            return own_files
+        if self._ranks.is_main and self._settings.enabled:
+            self._files.prune(own_files, keep)
+        return own_files[-keep:]
 
     def notices(self) -> int:
         """This rank's bits, for `after_step` of all."""
@@ -105,7 +121,9 @@ class Saver:
             self._wait()
         position = Position(epoch, step, self._stage)
         names = self._own_files_due(position, ends_epoch)
-        if numbers is not None and self._is_best(numbers):
+        by = self._settings.best
+        if numbers is not None and by and (value := better(by, numbers, self._state.best)) is not None:
+            self._state.best = value
             names.append(BEST)
         if names or ends_epoch or notices & (STOP | MINUTES):
             self._save(names, position)
@@ -130,21 +148,6 @@ class Saver:
             names.append(epoch_file(position))
         return names
 
-    def _is_best(self, numbers: Mapping[str, float]) -> bool:
-        name = self._settings.best
-        if name is None:
-            return False
-        if name not in numbers:
-            raise ConfigError(
-                f"checkpoint.best is {name}, which no validation gives; choose from {', '.join(sorted(numbers))}"
-            )
-        value, best = numbers[name], self._state.best
-        sign = -1 if name.endswith(SMALLER_IS_BETTER) else 1
-        if not math.isfinite(value) or (best is not None and sign * value <= sign * best):
-            return False
-        self._state.best = value
-        return True
-
     def _save(self, names: list[str], position: Position) -> None:
         """Capture, and begin to write, under these names and as the latest; `best.pt` before the latest that knows of it."""
         if not self._settings.enabled:
@@ -165,18 +168,13 @@ class Saver:
 
     def _whole_job(self, names: list[str], position: Position) -> Callable[[], None]:
         """Capture; returns what is then left to do: nothing but on the main rank. Collective."""
-        captured, own_files = self._state.capture(position), self._state.own_files
-        keep = self._settings.keep_last
-        if keep is not None:
-            self._state.own_files = own_files[-keep:]
+        captured = self._state.capture(position)
 
         def write() -> None:
-            if captured is None:
-                return
-            content = self._state.content(captured)
-            self._files.write([*names, LATEST], content, position, safetensors=self._settings.safetensors)
-            if keep is not None:
-                self._files.prune(own_files, keep)
+            if captured is not None:
+                content = self._state.content(captured)
+                self._files.write([*names, LATEST], content, position, safetensors=self._settings.safetensors)
+            self._state.own_files = self._pruned(self._state.own_files)
 
         return write
 
@@ -190,7 +188,7 @@ class Saver:
             pending.wait()
             if state.engine.ranks.is_main:
                 folders.publish(place, [*names, LATEST], position, started)
-                state.own_files = folders.prune(state.own_files, self._settings.keep_last)
+            state.own_files = self._pruned(state.own_files)
 
         return finish
 
@@ -248,23 +246,4 @@ def _check_sharded(settings: Checkpoint, state: RunState) -> None:
     if settings.safetensors:
         raise ConfigError(
             "checkpoint.safetensors writes whole weights, which checkpoint.sharded leaves in parts: unset one of them"
-        )
-
-
-def check_best(config: TrainConfig) -> None:
-    """ConfigError where `checkpoint.best` names a number that no validation of this run could give."""
-    name, sets = config.checkpoint.best, config.data.valid_sets
-    if name is None:
-        return
-    validates = config.validate.every_steps is not None or config.validate.every_epochs is not None
-    if not validates or (config.data.valid is None and not sets):
-        raise ConfigError(
-            f"checkpoint.best is {name}, but nothing is validated: set data.valid and validate.every_epochs, or leave it out"
-        )
-    of_set, slash, _ = name.rpartition("/")
-    if slash and of_set not in sets:
-        raise ConfigError(f"checkpoint.best is {name}, but data.valid_sets has {', '.join(sets) or 'no set'}")
-    if not slash and config.data.valid is None:
-        raise ConfigError(
-            f"checkpoint.best is {name}, but data.valid is not set: say which set, as {next(iter(sets))}/{name}"
         )

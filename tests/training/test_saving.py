@@ -132,7 +132,7 @@ def test_only_the_newest_own_files_are_kept_and_no_others(start: Callable[..., R
     again = start(every_steps=1, every_epochs=None, keep_last=2)
     saved = read_saved(first.folder / "epoch_latest.pt")
     saved.load_training(again.state)
-    again.saver.own_files_of(saved)
+    again.saver.continue_from(saved)
     again.step(5)
     again.saver.close()
     assert set(others) <= set(again.names())
@@ -298,7 +298,7 @@ def test_shards_are_folders_with_the_same_names(start: Callable[..., Run], async
     saved = read_saved(again.folder / "epoch_latest.sharded")
     assert saved.position == Position(3, 9) and saved.origin["best"] == 1.0
     saved.load_training(again.state)
-    again.saver.own_files_of(saved)
+    again.saver.continue_from(saved)
     again.step(10, {"recall": 2.0})
     again.saver.close()
     assert folders(again) == {

@@ -79,14 +79,12 @@ class CheckpointFiles:
         for path in paths[1:]:
             link(paths[0], path)
 
-    def prune(self, names: Sequence[str], keep: int) -> list[str]:
-        """Delete all but the newest `keep` of these files of this run, oldest first; returns those that are left."""
-        gone, left = list(names[:-keep]), list(names[-keep:])
-        for name in gone:
+    def prune(self, names: Sequence[str], keep: int) -> None:
+        """Delete all but the newest `keep` of these files of this run, oldest first."""
+        for name in names[:-keep]:
             if OWN_FILE.fullmatch(name):
                 (self.folder / name).unlink(missing_ok=True)
                 (self.folder / name).with_suffix(".safetensors").unlink(missing_ok=True)
-        return left
 
 
 def link(source: Path, target: Path) -> None:

@@ -48,7 +48,7 @@ class SavedRun(ABC):
 
     @abstractmethod
     def load_training(self, state: RunState, *, keep_settings: bool = False) -> None:
-        """Give back the optimizer, the gradient scaler, the average, and what the run has kept so far.
+        """Give back the optimizer, the gradient scaler and the average.
 
         The optimizer's settings (decay, betas) are the file's, or with `keep_settings` stay this run's.
         """

@@ -53,4 +53,3 @@ class SavedFile(SavedRun):
         if state.average is not None and average is not None:
             resize_pos_embed(average, engine.module)
             state.average.load(average, self.origin["num_updates"])
-        state.best = self.origin.get("best")

@@ -60,7 +60,6 @@ class SavedFolder(SavedRun):
         logger.info("=> optimizer state is restored from the checkpoint")
         if state.average is not None:
             self._load_average(state)
-        state.best = self.origin["best"]
 
     def _load_average(self, state: RunState) -> None:
         """Into the averages' own memory, each rank its part; a parameter without an average here keeps its fresh one."""
