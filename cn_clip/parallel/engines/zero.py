@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cn_clip.config.schema import Parallel
@@ -155,11 +156,22 @@ class ZeroEngine(Engine[Model]):
             return
         # not of a single number, which looks like the count of steps
         self._make_states(next(e for e in entries.values() if any(_has_shape(value) for value in e.values())))
-        write = self._deepspeed.utils.safe_set_full_optimizer_state
         for number, entry in entries.items():
             parameter = self._named[self.parameter_names[number]]
             for key in self._cut_keys():
-                write(parameter, entry[key].to(self.ranks.device, torch.float32), key)
+                self._write_state(parameter, entry[key].to(self.ranks.device, torch.float32), key)
+
+    def _write_state(
+        self, parameter: Any, whole: Tensor, key: str
+    ) -> None:  # Any: DeepSpeed hangs its own on it
+        if self._stage < 3:
+            self._deepspeed.utils.safe_set_full_optimizer_state(parameter, whole, key)
+            return
+        # its function for whole tensors knows none whose size the ranks do not divide
+        size = parameter.partition_numel()
+        padded = F.pad(whole.flatten(), (0, size * self.ranks.world_size - whole.numel()))
+        own = padded[size * self.ranks.rank : size * (self.ranks.rank + 1)]
+        self._deepspeed.utils.safe_set_local_optimizer_state(parameter, own, key)
 
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # an average of the weights: whole on each rank, since it is refused under stage 3
@@ -197,7 +209,7 @@ class ZeroEngine(Engine[Model]):
         """States as after a first step, zero where the weights are cut up, for `load_optimizer_state` to fill."""
         for flat in self._flats():
             self.optimizer.state[flat] = {
-                key: torch.zeros_like(flat) if _has_shape(value) else copy.copy(value)
+                key: torch.zeros_like(flat) if _has_shape(value) else copy.deepcopy(value)
                 for key, value in like.items()
             }
         self._link_states()
