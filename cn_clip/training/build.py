@@ -44,7 +44,8 @@ def build_config(settings: Settings) -> TrainConfig:
     _check_context_length(config)
     own = image_preset(config.model.image).training
     plain = to_plain(config)
-    for name in ("lr", "beta1", "beta2", "eps"):
+    # timm's optimizers have averages and defaults of their own
+    for name in ("lr", "beta1", "beta2", "eps") if config.optim.type == "adamw" else ("lr",):
         if plain["optim"][name] is None:
             plain["optim"][name] = getattr(own, name)
     checked = build(TrainConfig, plain, resolve_options)

@@ -153,7 +153,7 @@ def _adamw(groups: list[ParameterGroup], settings: Optim) -> torch.optim.AdamW:
 
 def _of_timm(groups: list[ParameterGroup], settings: Optim) -> torch.optim.Optimizer:
     """An optimizer of timm's; each group says which, so that another's state is not taken for its own."""
-    from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+    from timm.optim import Lamb, create_optimizer_v2, get_optimizer_info, list_optimizers
 
     known: list[str] = [str(name) for name in list_optimizers()]
     if settings.type not in known:
@@ -165,11 +165,19 @@ def _of_timm(groups: list[ParameterGroup], settings: Optim) -> torch.optim.Optim
         raise ConfigError(
             f"optim.type={settings.type} needs second derivatives, which a step here has not: take adamw"
         )
+    if (settings.beta1 is None) != (settings.beta2 is None):
+        raise ConfigError(
+            f"optim.beta1 and optim.beta2 go together for optim.type={settings.type}: give both, or neither for its own"
+        )
     options: dict[str, Any] = {}  # Any: numbers and pairs of them, by the optimizer's names
     if info.has_eps and settings.eps is not None:
         options["eps"] = settings.eps
     if info.has_betas and info.num_betas == 2 and settings.beta1 is not None and settings.beta2 is not None:
         options["betas"] = (settings.beta1, settings.beta2)
+    if isinstance(info.opt_class, type) and issubclass(info.opt_class, Lamb):
+        options["max_grad_norm"] = (
+            None  # clipping is `optim.max_norm`'s, which knows the gradients of all ranks
+        )
     groups = [{**group, "optimizer": settings.type} for group in groups]
     try:
         return create_optimizer_v2(groups, settings.type, settings.lr, settings.weight_decay, **options)

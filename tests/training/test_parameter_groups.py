@@ -20,6 +20,7 @@ from cn_clip.clip.weights import (
 )
 from cn_clip.config.schema import Model, Optim
 from cn_clip.errors import ConfigError, WeightsError
+from cn_clip.training.build import build_config
 from cn_clip.training.freezing import freeze_towers
 from cn_clip.training.optimizer import build_optimizer, parameter_groups, set_lr
 
@@ -150,12 +151,17 @@ def test_an_optimizer_of_timm_trains_and_goes_on_from_its_file(model: CLIP, kind
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"),
-    [("lambb", "did you mean .*lamb"), ("adahessian", "second derivatives"), ("qqqq", "take adamw")],
+    ("settings", "message"),
+    [
+        (Optim(type="lambb", lr=1e-3), "did you mean .*lamb"),
+        (Optim(type="adahessian", lr=1e-3), "second derivatives"),
+        (Optim(type="qqqq", lr=1e-3), "take adamw"),
+        (Optim(type="lion", lr=1e-3, beta1=0.9), "go together"),
+    ],
 )
-def test_an_optimizer_that_is_none(model: CLIP, kind: str, message: str) -> None:
+def test_an_optimizer_that_is_none(model: CLIP, settings: Optim, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_optimizer(model, Optim(type=kind, lr=1e-3))
+        build_optimizer(model, settings)
 
 
 @pytest.mark.parametrize(("before", "now"), [("adamw", "lion"), ("lion", "adamw"), ("lamb", "lion")])
@@ -237,3 +243,18 @@ def test_another_picture_size_keeps_all_but_the_positions(model: CLIP) -> None:
     optimizer_state_from_reference(optimizer_state_to_reference(optimizer, model), other, larger)
     without = [name for name, p in larger.named_parameters() if p not in other.state]
     assert without == ["visual.positional_embedding"]
+
+
+def test_an_optimizer_of_timm_keeps_its_own_defaults() -> None:
+    data = {"train": {"type": "lmdb_pairs", "path": "a"}}
+    model = {"image": "tiny-vit", "text": "tiny-bert"}
+    lion = build_config({"data": data, "model": model, "optim": {"type": "lion"}}).optim
+    assert (lion.beta1, lion.beta2, lion.eps) == (None, None, None)
+    assert lion.lr is not None
+    groups = build_optimizer(build_model("tiny-vit", "tiny-bert"), lion).param_groups
+    assert {group["betas"] for group in groups} == {(0.9, 0.99)}
+    given = build_config(
+        {"data": data, "model": model, "optim": {"type": "lion", "beta1": 0.8, "beta2": 0.9}}
+    )
+    groups = build_optimizer(build_model("tiny-vit", "tiny-bert"), given.optim).param_groups
+    assert {group["betas"] for group in groups} == {(0.8, 0.9)}

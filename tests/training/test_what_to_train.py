@@ -96,13 +96,29 @@ def test_one_optimizer_s_file_is_not_another_s(train: Train) -> None:
         train("--max-steps=4", "--set=optim.type=lion")
 
 
-def ranks(words: list[str]) -> None:
-    """The same command as the fixture's, on two processes."""
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [ADAPTED, LAYERED[:1] + LAYERED[2:]], ids=["adapters", "layers"])
+def test_sharded_on_two_ranks_then_one_process_alone(
+    train: Train, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    whole = train("--max-steps=4", *settings, name="whole")
+    config = tmp_path / "whole" / "resolved.yaml"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--"]
+    sharded = ["parallel.engine=fsdp", "train.batch_size=2", "train.max_steps=4", "run.name=sharded"]
+    sharded += ["checkpoint.every_steps=2", "run.resume=none"]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", *words],
+        [*torchrun, "cn_clip/training/main.py", f"--config={config}", *(f"--set={word}" for word in sharded)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+    second = next((tmp_path / "sharded" / "checkpoints").glob("epoch_*_2.pt"))
+    alone = train("--max-steps=4", f"--resume={second}", *settings, name="alone")
+    theirs = latest(whole)["state_dict"]
+    for run in (tmp_path / "sharded", alone):
+        ours = latest(run)["state_dict"]
+        assert ours.keys() == theirs.keys()
+        for name, tensor in ours.items():
+            torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-5, msg=name)
