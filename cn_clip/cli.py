@@ -13,6 +13,7 @@ from cn_clip.errors import ConfigError, run_door
 
 COMMANDS = {
     "train": ("cn_clip.training.main", "train image and text towers on pairs"),
+    "doctor": ("cn_clip.training.doctor", "what a machine, its ranks and settings make of a run"),
     "import": (
         "cn_clip.preprocess.import_dataset",
         "folders, COCO, MUGE, tars, parquet, ... -> TSV + JSONL or LMDB",

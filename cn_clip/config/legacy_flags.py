@@ -1,7 +1,7 @@
 """The reference's training flags as one table: flag -> setting, and back for its `params_*.txt`.
 
 Only flags that were typed become overrides, so a default stands once, in `schema`. Beside the reference's 46 flags there
-are `--config FILE` and `--set NAME=VALUE`.
+are `--config FILE`, `--set NAME=VALUE` and `--dry-run`.
 """
 
 from __future__ import annotations
@@ -182,6 +182,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="any setting by its path, for example --set optim.lr=1e-5; may be repeated and wins over all else",
     )
+    words.add_argument(
+        "--dry-run",
+        action="store_true",
+        dest="dry_run",
+        help="look whether everything is there that the run needs, print its plan, and start nothing",
+    )
     for flag in FLAGS:
         parts = [f"[{flag.setting}] {meanings.get(flag.setting, '')}".strip()] if flag.setting else []
         if flag.note:
@@ -212,6 +218,11 @@ def parse_train_flags(words: Sequence[str] | None = None) -> tuple[str | None, l
     return given.get("config"), overrides
 
 
+def wants_dry_run(words: Sequence[str] | None = None) -> bool:
+    """Whether `--dry-run` was typed."""
+    return "dry_run" in vars(parser().parse_known_args(words)[0])
+
+
 def _overrides(flag: Flag, value: Any) -> list[Override]:
     if flag.setting is None:
         log.warning("%s has %s", flag.name, flag.note)
@@ -224,7 +235,7 @@ def _overrides(flag: Flag, value: Any) -> list[Override]:
 
 def _unknown_flag(word: str) -> str:
     name = word.partition("=")[0]
-    near = difflib.get_close_matches(name, [flag.name for flag in FLAGS] + ["--config", "--set"], n=1)
+    near = difflib.get_close_matches(name, [flag.name for flag in FLAGS] + ["--config", "--set", "--dry-run"], n=1)
     hint = (
         f"did you mean {near[0]}?"
         if near

@@ -23,16 +23,24 @@ def main(words: Sequence[str] | None = None) -> None:
     # Before torch is loaded: threads that spin while they wait take the cores that loader workers need (2.3 times the
     # time of a quickstart step on two cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from cn_clip.config.legacy_flags import parse_train_flags
+    from cn_clip.config.legacy_flags import parse_train_flags, wants_dry_run
     from cn_clip.config.load import merge, read_yaml
 
     config_path, overrides = parse_train_flags(words)
     settings = merge(read_yaml(config_path) if config_path else {}, overrides)
 
     from cn_clip.training.build import build_config
+
+    config = build_config(settings)
+    if wants_dry_run(words):
+        from cn_clip.training.dry_run import check
+
+        for line in check(config):
+            print(line)
+        return
     from cn_clip.training.run import train
 
-    train(build_config(settings))
+    train(config)
 
 
 def convert_models_to_fp32(model: nn.Module) -> None:

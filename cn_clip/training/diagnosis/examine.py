@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-import torch
-
 from cn_clip.clip.presets import text_preset
 from cn_clip.config.load import merge
 from cn_clip.config.schema import Settings, TrainConfig
 from cn_clip.errors import ConfigError
-from cn_clip.parallel.gather import from_main, gather_rows
+from cn_clip.parallel.gather import from_main
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.training.build import build_config
 from cn_clip.training.diagnosis.bandwidth import Bandwidth, check_bandwidth, measure_bandwidth
@@ -24,7 +21,13 @@ from cn_clip.training.diagnosis.exact_step import check_exact_step
 from cn_clip.training.diagnosis.finding import Finding
 from cn_clip.training.diagnosis.kernels import check_kernels
 from cn_clip.training.diagnosis.loader_rate import LoaderRate, check_loader, measure_loader
-from cn_clip.training.diagnosis.machine import check_machine, check_same_versions, cores, host_memory
+from cn_clip.training.diagnosis.machine import (
+    available_bytes,
+    check_machine,
+    check_same_versions,
+    cores,
+    local_ranks,
+)
 from cn_clip.training.diagnosis.memory import Prediction, check_memory, predict
 from cn_clip.training.diagnosis.step_rate import StepRate, check_step, measure_steps
 from cn_clip.training.stages import Stage, stages_of
@@ -75,11 +78,7 @@ class Examination:
     @cached_property
     def available(self) -> float:
         """Bytes that a rank may take, the least of all ranks."""
-        device = self.ranks.device
-        free = float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else host_memory()
-        if device.type != "cuda":
-            free /= local_ranks()
-        return float(gather_rows(torch.tensor([free], device=device, dtype=torch.float64), self.ranks).min())
+        return available_bytes(self.ranks)
 
     @property
     def fullest(self) -> Prediction:
@@ -171,11 +170,6 @@ CHECKS: dict[str, Callable[[Examination], list[Finding]]] = {
     "bound": Examination.bound,
 }
 """In the order they are made; later ones use what earlier ones measured."""
-
-
-def local_ranks() -> int:
-    """Processes of the run on this machine, as torchrun says."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextmanager

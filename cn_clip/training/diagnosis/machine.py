@@ -7,13 +7,12 @@ import os
 import platform
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import torch
 
 import cn_clip
-from cn_clip.parallel.gather import gather_rows
+from cn_clip.parallel.gather import gather_objects
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.training.diagnosis.finding import Finding, Number, in_bytes
 
@@ -107,6 +106,21 @@ def driver_version() -> str | None:
     return lines[0] if done.returncode == 0 and lines else None
 
 
+def local_ranks() -> int:
+    """Processes of the run on this machine, as torchrun says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def available_bytes(ranks: Ranks) -> float:
+    """Bytes that a rank may take of its device's memory, the least of all ranks. Collective."""
+    device = ranks.device
+    if device.type == "cuda":
+        free = float(torch.cuda.mem_get_info(device)[0])
+    else:
+        free = host_memory() / local_ranks()
+    return min(gather_objects(free, ranks))
+
+
 def host_memory() -> int:
     """Bytes that this process may still take: what the system has, and no more than its control group lets it."""
     free = _available_bytes()
@@ -160,8 +174,8 @@ def check_same_versions(ranks: Ranks) -> list[Finding]:
     names = {
         name: _version(name) for name in ("torch", "transformers", "open_clip_torch", "timm", "deepspeed")
     }
-    own = zlib.crc32(f"{cn_clip.__version__} {sorted(names.items())}".encode())
-    everybody = gather_rows(torch.tensor([own], device=ranks.device), ranks).tolist()
+    own = f"{cn_clip.__version__} {sorted(names.items())}"
+    everybody = gather_objects(own, ranks)
     others = [rank for rank, versions in enumerate(everybody) if versions != everybody[0]]
     return [] if not others else [unlike_versions(others)]
 

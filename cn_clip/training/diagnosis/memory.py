@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from cn_clip.config.schema import TrainConfig
 from cn_clip.parallel.ranks import Ranks
@@ -29,6 +30,8 @@ class Prediction:
     loss: LossCost
     batches: float
     """Pictures and tokens of all micro-batches of a step."""
+    teacher: float
+    """Weights of the teacher, as large as its files are."""
     overhead: float
     """Beside the tensors: the device's own, and the allocator's."""
 
@@ -45,7 +48,7 @@ class Prediction:
 
     @property
     def tensors(self) -> float:
-        return self.share.total + self.activations + self.batches
+        return self.share.total + self.activations + self.batches + self.teacher
 
     @property
     def total(self) -> float:
@@ -61,6 +64,7 @@ class Prediction:
             "gathered": self.share.gathered,
             "activations": self.activations,
             "batches": self.batches,
+            "teacher": self.teacher,
             "overhead": self.overhead,
         }
 
@@ -78,10 +82,20 @@ def predict(
         world_size=world_size,
         embed_dim=cost.embed_dim,
     )
-    found = Prediction(cost, share, loss, batches=float(cost.batch_bytes * accumulate), overhead=0.0)
+    batches = float(cost.batch_bytes * accumulate)
+    found = Prediction(cost, share, loss, batches=batches, teacher=teacher_bytes(config), overhead=0.0)
     if device_type != "cuda":
         return found
     return replace(found, overhead=CUDA_BYTES + found.tensors * (CUDA_FRAGMENTS - 1))
+
+
+def teacher_bytes(config: TrainConfig) -> float:
+    """Of the files of `distill.teacher`; 0 for features that were kept, and for a name on ModelScope."""
+    if not config.distill.enabled or config.distill.teacher is None:
+        return 0.0
+    path = Path(config.distill.teacher)
+    files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.bin")]
+    return float(sum(file.stat().st_size for file in files if file.suffix != ".jsonl"))
 
 
 def cut_of(config: TrainConfig, world_size: int) -> Cut:
