@@ -301,7 +301,7 @@ class Parallel:
     """FSDP2: gradients meet once a step, or after each micro-batch, with sharded gradients in between."""
     deepspeed_config: str | None = None
     """JSON of DeepSpeed settings laid over those of `engine` (ZeRO only)."""
-    timeout_minutes: float = number(30.0, at_least=0)
+    timeout_minutes: float = number(30.0, at_least=0.01)
     """How long a rank waits for the others before the run ends with a message."""
     sync_batchnorm: bool = False
     """BatchNorm statistics over all ranks (SyncBatchNorm; CUDA only)."""

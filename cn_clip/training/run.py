@@ -41,6 +41,25 @@ def train(config: TrainConfig) -> None:
 
 
 def _train(context: RunContext) -> None:
+    legs, saved, total = _to_do(context)
+    stage = prepare_stage(context, legs[0], saved, is_start=True)
+    del saved  # or its tensors lie in memory for the whole stage
+    # Only now, when what the settings name has been found: a mistyped command leaves an old run's settings alone.
+    _log_settings(context, total)
+    with step_log(context.config.log, context.run_dir, legs[0].plan, legs[0].order) as log:
+        stage.train(log)
+        for leg in legs[1:]:
+            del stage  # before the next model comes
+            logger.info("Stage %r begins after step %d.", leg.stage.name, leg.plan.begin)
+            log.begin_stage(leg.plan, leg.order)
+            latest = read_saved(context.run_dir.latest_checkpoint)
+            stage = prepare_stage(context, leg, latest, is_start=False)
+            del latest
+            stage.train(log)
+
+
+def _to_do(context: RunContext) -> tuple[Sequence[Leg], SavedRun | None, int]:
+    """The legs that are left, what they go on from, and the steps of the whole run."""
     config, ranks = context.config, context.ranks
     check_best(config)
     legs = timeline_of(stages_of(config, build_config), ranks)
@@ -50,24 +69,10 @@ def _train(context: RunContext) -> None:
     saved = read_saved(resume_from) if resume_from else None
     done = steps_behind(config, saved, legs, context.origin)
     total = legs[-1].plan.last_step
-    to_do = [leg for leg in legs if leg.plan.last_step > done] or legs[-1:]
+    left = [leg for leg in legs if leg.plan.last_step > done] or legs[-1:]
     if done >= total:
         logger.info("The run is complete: %d of %d steps are done.", done, total)
-    _train_legs(context, [leg.starting_at(done) for leg in to_do], saved, total)
-
-
-def _train_legs(context: RunContext, legs: Sequence[Leg], saved: SavedRun | None, total: int) -> None:
-    first = prepare_stage(context, legs[0], saved, is_start=True)
-    # Only now, when what the settings name has been found: a mistyped command leaves an old run's settings alone.
-    _log_settings(context, total)
-    with step_log(context.config.log, context.run_dir, legs[0].plan, legs[0].order) as log:
-        first.train(log)
-        del first, saved
-        for leg in legs[1:]:
-            logger.info("Stage %r begins after step %d.", leg.stage.name, leg.plan.begin)
-            log.begin_stage(leg.plan, leg.order)
-            latest = read_saved(context.run_dir.latest_checkpoint)
-            prepare_stage(context, leg, latest, is_start=False).train(log)
+    return [leg.starting_at(done) for leg in left], saved, total
 
 
 def _warn_of_warmup(leg: Leg) -> None:

@@ -61,22 +61,12 @@ class StageRun:
     task: ContrastiveTask
     data: TrainingData
     state: RunState
-    saved: SavedRun | None
+    saver: Saver
 
     def train(self, log: StepLog) -> None:
         """To the stage's last step. Collective."""
         context, plan, config = self.context, self.leg.plan, self.leg.stage.config
-        saver = Saver(
-            config.checkpoint,
-            self.state,
-            context.run_dir,
-            plan,
-            stage=self.leg.stage.number,
-            stop=context.stop,
-        )
-        if self.saved is not None:
-            saver.continue_from(self.saved)
-        with saver:
+        with self.saver as saver:
             companions = Companions(
                 log=log,
                 saver=saver,
@@ -122,7 +112,11 @@ class StageRun:
 
     def _validate_with(self, log: StepLog) -> Validate:
         validation = Validation(
-            self.task.engine, self.data.valid, self.context.ranks, self.leg.stage.config.validate
+            self.task.engine,
+            self.data.valid,
+            self.context.ranks,
+            self.leg.stage.config.validate,
+            watched=self.context.watchdog.watched,
         )
 
         def validate(step: int, epoch: int) -> Mapping[str, float]:
@@ -173,4 +167,9 @@ def prepare_stage(context: RunContext, leg: Leg, saved: SavedRun | None, *, is_s
             saved.load_training(state, keep_settings=bool(context.config.stages))
         saved.say_loaded(leg.plan.first_step)
     task = build_task(config, leg, engine, frozen, distillation)
-    return StageRun(context, leg, task, data, state, saved)
+    saver = Saver(
+        config.checkpoint, state, context.run_dir, leg.plan, stage=leg.stage.number, stop=context.stop
+    )
+    if saved is not None:
+        saver.continue_from(saved)
+    return StageRun(context, leg, task, data, state, saver)

@@ -9,7 +9,7 @@ Shapes: B pairs of a batch, n distinct things that this rank met first, P pairs 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cn_clip.clip.model import CLIP
 from cn_clip.config.schema import Validate
+from cn_clip.data.batches import PairBatch
 from cn_clip.data.loader import PairLoader
 from cn_clip.errors import ConfigError
 from cn_clip.metrics.first_right import Exchange, ranks_of_first_right
@@ -29,6 +30,8 @@ from cn_clip.parallel.ranks import Ranks
 from cn_clip.training.set_features import SetFeatures
 
 logger = logging.getLogger(__name__)
+
+Watched = Callable[[Iterable[PairBatch]], Iterator[PairBatch]]
 
 MAIN_SET = ""
 """Name of `data.valid` among the sets of `data.valid_sets`."""
@@ -81,21 +84,30 @@ class Validation:
     """Validates one model on the sets of a run."""
 
     def __init__(
-        self, model: Engine[CLIP], sets: Mapping[str, PairLoader], ranks: Ranks, settings: Validate
+        self,
+        model: Engine[CLIP],
+        sets: Mapping[str, PairLoader],
+        ranks: Ranks,
+        settings: Validate,
+        watched: Watched = iter,
     ) -> None:
-        """`sets`: name -> this rank's batches, as many on every rank; `MAIN_SET` is `data.valid`."""
+        """
+        sets: name -> this rank's batches, as many on every rank; `MAIN_SET` is `data.valid`.
+        watched: the same batches, each a sign of life (`Watchdog.watched`).
+        """
         if settings.recall and not (settings.recall_at and min(settings.recall_at) >= 1):
             raise ConfigError(
                 f"validate.recall_at is {list(settings.recall_at)}: give numbers from 1 on, for example [1, 5, 10], or set "
                 "validate.recall=false"
             )
         self._model, self._sets, self._ranks, self._settings = model, sets, ranks, settings
+        self._watched = watched
 
     def run(self) -> ValidationResults:
         """Validate each set in turn. Collective. Leaves the model in evaluation mode."""
         return ValidationResults(
             {
-                name: validate(self._model, loader, self._ranks, self._settings)
+                name: validate(self._model, loader, self._ranks, self._settings, self._watched)
                 for name, loader in self._sets.items()
             }
         )
@@ -103,14 +115,18 @@ class Validation:
 
 @torch.no_grad()
 def validate(
-    model: Engine[CLIP], loader: PairLoader, ranks: Ranks, settings: Validate | None = None
+    model: Engine[CLIP],
+    loader: PairLoader,
+    ranks: Ranks,
+    settings: Validate | None = None,
+    watched: Watched = iter,
 ) -> ValidationResult:
     """Result on one set, in full precision. Collective. Leaves the model in evaluation mode."""
     settings = settings or Validate()
     model.module.eval()
     sums, batch_size = torch.zeros(4, device=ranks.device), 0
     features = SetFeatures(settings.max_pairs)
-    for number, batch in enumerate(loader, 1):
+    for number, batch in enumerate(watched(loader), 1):
         batch = batch.to(ranks.device)
         image_BE, text_BE, scale, *_ = model(batch.images_BCHW, batch.tokens_BL)
         image_BE, text_BE = image_BE.float(), text_BE.float()
