@@ -105,7 +105,9 @@ def build_task(
         text_groups=config.train.text_groups,
         once=config.train.encode_once,
         same_pictures=config.data.augment.type == "none",
-        survives_shortage=config.train.on_out_of_memory == "halve",
+        # in a pass of sharded weights the other ranks would wait for one that ran short
+        survives_shortage=config.train.on_out_of_memory == "halve"
+        and (engine.ranks.world_size == 1 or engine.passes_are_local),
     )
     options = config.loss.options
     return ContrastiveTask(engine, pair_loss, options, encoding, frozen=frozen, distillation=distillation)
