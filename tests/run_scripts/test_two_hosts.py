@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -75,16 +76,27 @@ class Host:
             process.wait()
 
 
-def ip(*words: str) -> None:
+def ip(*words: str) -> str:
     done = subprocess.run(["ip", *words], capture_output=True, text=True)
     if done.returncode != 0:
         raise OSError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def remove_leftovers() -> None:
+    """Namespaces of a test that was itself killed: their names tell whose they are."""
+    for line in ip("netns", "list").splitlines():
+        found = re.match(r"cnclip-(\d+)-([01])\b", line)
+        if found and not Path("/proc", found[1]).exists():
+            Host(found[0], "", "", int(found[2])).kill()
+            ip("netns", "delete", found[0])
 
 
 @pytest.fixture
 def hosts() -> Iterator[tuple[Host, Host]]:
     if shutil.which("ip") is None:
         pytest.skip("there is no `ip` (iproute2) here")
+    remove_leftovers()
     pair = tuple(
         Host(f"cnclip-{os.getpid()}-{rank}", f"cable{rank}", f"10.213.7.{rank + 1}", rank) for rank in (0, 1)
     )
