@@ -46,6 +46,7 @@ def stages_of(config: TrainConfig, build_config: Callable[[Settings], TrainConfi
         except ConfigError as error:
             raise ConfigError(f"stages[{number}]: {error}") from error
     _check_names(found)
+    _check_optimizers(found)
     return found
 
 
@@ -73,3 +74,13 @@ def _check_names(stages: Sequence[Stage]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"two stages have the name {name!r}: give each one of its own")
+
+
+def _check_optimizers(stages: Sequence[Stage]) -> None:
+    first = stages[0].config.optim.type
+    for stage in stages:
+        if stage.config.optim.type != first:
+            raise ConfigError(
+                f"stages[{stage.number}]: optim.type is {stage.config.optim.type}, that of the first stage {first}: the "
+                "optimizer's state is handed over, so set one type outside the stages"
+            )

@@ -105,6 +105,7 @@ def test_a_run_that_is_gone_on_with_from_anywhere_ends_the_same(
         ([{"steps": 1, "model": {"image": "RN50"}}], "model.image is what the run begins with"),
         ([{"name": "a", "steps": 1}, {"name": "a", "steps": 1}], "two stages have the name 'a'"),
         ([{"steps": 0}], "train.max_steps is 0"),
+        ([{"steps": 1}, {"steps": 1, "optim": {"type": "lion"}}], r"stages\[1\]: optim.type is lion"),
     ],
 )
 def test_wrong_stages_are_told_before_anything_starts(stages: list[dict[str, Any]], said: str) -> None:
