@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,19 @@ from cn_clip.training.run_dir import RunDir
 from cn_clip.training.timeline import Leg
 
 logger = logging.getLogger(__name__)
+
+
+RESTARTS = ("CN_CLIP_RESTART", "TORCHELASTIC_RESTART_COUNT")
+"""Where our launcher and torchrun say how often they have started these processes again."""
+
+
+def as_started_again(config: TrainConfig, run_dir: RunDir) -> TrainConfig:
+    """A run that its launcher started again goes on from what it has saved, not once more from where it began."""
+    is_again = any(os.environ.get(name, "0") not in ("", "0") for name in RESTARTS)
+    if not is_again or not run_dir.latest_checkpoint.exists():
+        return config
+    run = replace(config.run, resume="auto", reset_optimizer=False, reset_position=False)
+    return replace(config, run=run)
 
 
 def checkpoint_to_go_on_from(config: TrainConfig, run_dir: RunDir) -> Path | None:

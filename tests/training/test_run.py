@@ -252,3 +252,17 @@ def test_a_run_goes_on_with_another_freeze_setting(train: Train, caplog: pytest.
     moments = torch.load(thawed / "checkpoints" / "epoch_latest.pt", weights_only=True)["optimizer"]["state"]
     steps = {float(state["step"]) for state in moments.values()}
     assert steps == {1.0, 2.0}  # the image tower's begin now
+
+
+def test_a_run_that_is_started_again_goes_on_from_its_own_file_whatever_it_began_with(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train("--max-steps=1", name="first") / "checkpoints" / "epoch_latest.pt"
+    words = (f"--resume={first}", "--reset-data-offset", "--reset-optimizer", "--save-step-frequency=1")
+    run = train(*words, "--max-steps=2", name="second")
+    monkeypatch.setenv("CN_CLIP_RESTART", "1")
+    train(*words, "--max-steps=4", name="second")
+    assert [row["step"] for row in metrics(run) if row["kind"] == "train"] == [1, 2, 3, 4]
+    monkeypatch.setenv("CN_CLIP_RESTART", "0")
+    train(*words, "--max-steps=1", name="second")
+    assert [row["step"] for row in metrics(run) if row["kind"] == "train"] == [1]
