@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,15 +13,19 @@ from torch import Tensor
 
 from cn_clip.clip.model import CLIP, build_model
 from cn_clip.clip.presets import image_preset
-from cn_clip.config.schema import Parallel
+from cn_clip.clip.weights import load_into, state_for_file, state_for_run
+from cn_clip.config.schema import Optim, Parallel
 from cn_clip.data.batches import PairBatch, trim_padding
 from cn_clip.errors import run_door
 from cn_clip.losses.pair import contrastive
+from cn_clip.parallel import sharded_files
 from cn_clip.parallel.engines import Engine
-from cn_clip.parallel.precision import Precision
+from cn_clip.parallel.gather import gather_objects
+from cn_clip.parallel.precision import LossScale, Precision
 from cn_clip.parallel.ranks import Ranks, start_ranks
 from cn_clip.parallel.wrap import freeze, wrap
 from cn_clip.training.contrastive_task import ContrastiveTask, Encoding
+from cn_clip.training.optimizer import build_optimizer
 
 NUM_PAIRS, NUM_TOKENS = 16, 12
 
@@ -62,7 +67,9 @@ def small_model(case: dict[str, Any]) -> tuple[CLIP, list[torch.nn.Module]]:
     for module in model.modules():  # the towers' own dropouts have a rate `p`, whatever their class
         if isinstance(getattr(module, "p", None), float):
             module.p = case["dropout"]
-    frozen: list[torch.nn.Module] = {"image": [model.visual], "text": [model.bert], "none": []}[case["frozen"]]
+    frozen: list[torch.nn.Module] = {"image": [model.visual], "text": [model.bert], "none": []}[
+        case["frozen"]
+    ]
     for tower in frozen:
         freeze(tower)
     if case["frozen"] == "text":  # the projection of the text features is the text tower's
@@ -70,33 +77,23 @@ def small_model(case: dict[str, Any]) -> tuple[CLIP, list[torch.nn.Module]]:
     return model, frozen
 
 
-def small_optimizer(model: CLIP) -> torch.optim.Optimizer:
-    """AdamW whose step is a smooth function of the gradient: with a tiny eps it would show the sign of rounding errors.
-
-    Groups as in training: FSDP's cut up and whole parameters must not share one.
-    """
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for _, p in part], "param_names": [name for name, _ in part], "weight_decay": decay}
-        for part, decay in (
-            ([(name, p) for name, p in trained if p.dim() < 2], 0.0),
-            ([(name, p) for name, p in trained if p.dim() >= 2], 0.2),
-        )
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.01, eps=1e-2)
+SMOOTH = Optim(lr=0.01, beta1=0.9, beta2=0.98, eps=1e-2)
+"""AdamW whose step is a smooth function of the gradient: with a tiny eps it would show the sign of rounding errors."""
 
 
 def build_case(case: dict[str, Any], ranks: Ranks) -> tuple[ContrastiveTask, Engine[CLIP]]:
     model, frozen = small_model(case)
+    if case["resumed"]:
+        load_into(model, saved_weights(Path(case["resumed"])), where=case["resumed"])
     settings = Parallel(**{"engine": case["engine"], **case.get("parallel", {})})
     precision = Precision(case["precision"], ranks.device)
     blocks = [*model.visual.blocks(), *model.bert.blocks()]
     engine = wrap(model, settings, precision, ranks, blocks=blocks, recompute=case["recompute"])
-    engine.set_optimizer(small_optimizer(model))
+    engine.set_optimizer(build_optimizer(model, SMOOTH))
     options = contrastive.Options(
         targets=case["targets"], gather=case["gather"], gradient=case["gradient"], tile=case["tile"]
     )
-    encoding = Encoding(seed=3, mask_ratio=lambda step: float(case["mask_ratio"]))
+    encoding = Encoding(seed=3, keyed=case["keyed"], mask_ratio=lambda step: float(case["mask_ratio"]))
     task = ContrastiveTask(engine, contrastive.build(options), options, encoding, frozen=frozen)
     task.train_mode()
     return task, engine
@@ -111,25 +108,79 @@ def moments(engine: Engine[CLIP]) -> dict[str, Tensor]:
     return found | {"step": torch.tensor(float(state["state"][0]["step"]))}
 
 
+def poison(engine: Engine[CLIP], batch: PairBatch) -> float:
+    """A step in which the last rank alone has gradients that are no numbers; returns the norm."""
+    engine.zero_grad()
+    image_BE, text_BE, scale, *_ = engine(batch.images_BCHW, batch.tokens_BL)
+    is_last = engine.ranks.rank == engine.ranks.world_size - 1
+    engine.backward((image_BE.sum() + text_BE.sum() + scale) * (float("inf") if is_last else 1.0))
+    return engine.step(None)
+
+
+def resume(path: Path, task: ContrastiveTask, engine: Engine[CLIP]) -> None:
+    """Go on from what `keep` or a folder of shards holds, as a run does, but for the weights, which came before."""
+    if path.is_dir():
+        state = sharded_files.read_optimizer(path, engine)
+    else:
+        state = torch.load(path, weights_only=True)["optimizer"]
+    groups = engine.optimizer.param_groups
+    engine.load_optimizer_state(state_for_run(state, groups, engine.module, engine.shapes()))
+
+
+def saved_weights(path: Path) -> dict[str, Tensor]:
+    if path.is_dir():
+        return sharded_files.read_weights(path)
+    weights: dict[str, Tensor] = torch.load(path, weights_only=True)["model"]
+    return weights
+
+
+def keep(path: Path, engine: Engine[CLIP]) -> sharded_files.Pending | None:
+    """Write what another run may go on from: a file, and a folder of shards in the background where the engine has them."""
+    weights, state = engine.model_state(), engine.optimizer_state()
+    if engine.ranks.is_main:
+        torch.save({"model": weights, "optimizer": state_for_file(state, engine.module)}, path)
+    if not engine.saves_shards:
+        return None
+    return sharded_files.save(path.with_suffix(""), engine, {"step": 1}, asynchronous=True)
+
+
 def run_case(case: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
-    """What two steps of one case came to; gradients are those of the second."""
+    """What two steps of one case came to: gradients of the last one, lengths of those of the first."""
     task, engine = build_case(case, ranks)
+    if case["scaled"]:
+        engine.precision.loss_scale = LossScale(enabled=True)
     batches = own_blocks(case, ranks)
-    norms, gradients = [], {}
-    for step in (1, 2):  # twice: a reducer left in a wrong state shows at the second step
+    norms, gradients, lengths, pending = [], {}, {}, None
+    poisoned = poison(engine, batches[0]) if case["poisoned"] else 0.0
+    if case["resumed"]:
+        resume(Path(case["resumed"]), task, engine)
+    for step in (
+        (2,) if case["resumed"] else (1, 2)
+    ):  # twice: a reducer left in a wrong state shows at the second
         engine.zero_grad()
         report = task.accumulate_gradients(batches, step)
         gradients = {name: gradient.clone() for name, gradient in engine.gradients().items()}
+        lengths = lengths or {name: float(gradient.norm()) for name, gradient in gradients.items()}
         norms.append(engine.step(case["max_norm"]))
+        if case["kept"] and step == 1:
+            pending = keep(Path(case["kept"]), engine)
+    if pending is not None:
+        pending.wait()  # only now: the second step moved what was being written
     return {
         "gradients": gradients,
-        "norms": norms,
+        "lengths": lengths,
+        "norms": gather_objects(norms, ranks),
+        "poisoned": gather_objects(poisoned, ranks),
         "report": {
             name: getattr(report, name)
             for name in ("loss", "image_to_text_accuracy", "text_to_image_accuracy", "logit_scale")
         },
         "weights": engine.model_state(),
         "moments": moments(engine),
+        "scale": engine.precision.loss_scale.value,
+        "statistics": gather_objects(
+            [value.tolist() for name, value in engine.module.named_buffers() if "running" in name], ranks
+        ),
     }
 
 
@@ -139,7 +190,7 @@ def main(cases: str, output: str) -> None:
         results = []
         for case in json.loads(cases):
             if ranks.is_main:
-                print(case, flush=True)
+                print(json.dumps(case), flush=True)  # the last one is the one that failed
             results.append(run_case(case, ranks))
         if ranks.is_main:
             torch.save(results, output)
