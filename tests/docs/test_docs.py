@@ -49,11 +49,13 @@ def rows(guide: Path) -> Iterator[list[str]]:
 
 
 def settings(cls: type, where: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, default) of every setting; sections inside sections too."""
+    """(dotted path, default) of every setting; sections inside sections too, made defaults such as {} as they are made."""
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[field.name]) and "part" not in field.metadata:
             yield from settings(hints[field.name], f"{where}{field.name}.")
+        elif field.default_factory is not dataclasses.MISSING:
+            yield f"{where}{field.name}", field.default_factory()
         else:
             yield f"{where}{field.name}", field.default
 
@@ -70,6 +72,8 @@ def as_yaml(value: Any) -> str:
     """The default as a YAML would have it."""
     if value is None:
         return "null"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(as_yaml, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -110,7 +114,7 @@ def test_every_flag_stands_with_its_default_and_setting(guide: Path) -> None:
             assert cells[2] in ("required", "必填")
         else:
             assert cells[2] == f"`{defaults[flag.dest]}`", f"{flag.name}: its default"
-    assert {"`--config`", "`--set`"} <= table.keys()
+    assert {"`--config`", "`--set`", "`--dry-run`"} <= table.keys()
 
 
 @each_page
