@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from cn_clip.clip.lora import is_adapter
+from cn_clip.clip.lora import is_adapter, merged
 from cn_clip.clip.model import CLIP
 from cn_clip.clip.weights import Checkpoint, load_into, model_weights, state_for_run
 from cn_clip.clip.weights.layouts import resize_pos_embed
@@ -22,9 +22,12 @@ class SavedFile(SavedRun):
     checkpoint: Checkpoint
 
     def load_weights(self, model: CLIP) -> None:
-        load_into(model, model_weights(self.checkpoint), where=str(self.path))
         live = own_weights(self.checkpoint, "live")
-        if live is not None and not any(map(is_adapter, live)):
+        has_adapters = live is not None and any(map(is_adapter, live))
+        # those for use are averages where a run has them: what went on learning is in the live ones
+        weights = merged(live) if live is not None and has_adapters else model_weights(self.checkpoint)
+        load_into(model, weights, where=str(self.path))
+        if live is not None and not has_adapters:
             load_live(model, live, self.path)
 
     def load_adapters(self, model: CLIP) -> None:
