@@ -7,9 +7,9 @@ from typing import NoReturn
 REPLACEMENTS = {
     "train": "cn_clip.training.run.train(config), or Trainer.fit of cn_clip.training.trainer",
     "evaluate": "cn_clip.training.validation.validate",
-    "get_loss": "cn_clip.training.accumulation.global_loss with a loss of cn_clip.losses.pair",
+    "get_loss": "cn_clip.training.global_loss.global_loss with a loss of cn_clip.losses.pair",
     "freeze_vision_bn": "cn_clip.parallel.wrap.set_training_mode",
-    "cosineSimilarityLoss": "nothing yet: distillation is not in this version",
+    "cosineSimilarityLoss": "cn_clip.losses.distillation.feature_distances",
     "is_master": "cn_clip.training.main.is_master",
 }
 
