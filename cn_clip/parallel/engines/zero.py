@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,7 +78,9 @@ class ZeroEngine(Engine[Model]):
         )[0]
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:  # Any: the model's own forward
-        outputs = self._engine(*inputs, **options)
+        # its own forward pass switches autocast as in training, where a validation may want full precision
+        forward = self._engine if self.module.training else self.module
+        outputs = forward(*inputs, **options)
         return tuple(map(_number, outputs)) if isinstance(outputs, tuple) else outputs
 
     @contextmanager
@@ -286,6 +289,8 @@ def _import_deepspeed(settings: Parallel, ranks: Ranks) -> ModuleType:
             f"{deepspeed.__version__}: pip install -U deepspeed, or take parallel.engine=fsdp"
         )
     deepspeed.utils.logger.setLevel(logging.WARNING)
+    # it calls torch by names for which torch 2.14 has others, at every step
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
     if not dist.is_initialized():  # one process without torchrun: DeepSpeed wants a group all the same
         backend = "nccl" if ranks.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
