@@ -140,6 +140,16 @@ def test_params_file_lists_every_flag_sorted_with_defaults_filled_in(train: Trai
     listed = dict(line.split(": ", 1) for line in lines)
     assert lines == sorted(lines)
     assert {flag.dest for flag in FLAGS} <= listed.keys()
+    found_out = {
+        "rank",
+        "local_device_rank",
+        "world_size",
+        "device",
+        "log_path",
+        "checkpoint_path",
+        "log_level",
+    }
+    assert found_out <= listed.keys() and listed["max_steps"] == "1"
     assert (listed["lr"], listed["beta2"], listed["eps"]) == ("0.0005", "0.999", "1e-08")  # a ResNet's own
     assert [f"  {line}" for line in lines] == [message for message in said(run) if message.startswith("  ")]
 
