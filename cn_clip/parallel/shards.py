@@ -26,14 +26,22 @@ def own_part(tensor: Tensor) -> Tensor:
 
 
 def shard_like(whole: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, the same on every rank, cut up as `like` is; of the type it has."""
+    """A whole tensor, the same on every rank, cut up as `like` is; of the type it has. No rank sends anything."""
     if not is_sharded(like):
         return whole.to(like.device)
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, Shard
 
-    # no rank sends: each cuts its part out of its own copy
-    whole = whole.to(like.to_local().device)
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+    mesh, own = like.device_mesh, whole.to(like.to_local().device)
+    for axis, placement in enumerate(like.placements):
+        if isinstance(placement, Shard):
+            parts = own.chunk(mesh.size(axis), placement.dim)
+            place = mesh.get_local_rank(axis)
+            # short tensors leave nothing for the last ranks
+            own = parts[place] if place < len(parts) else own.narrow(placement.dim, 0, 0)
+    # a copy, or it would keep the whole tensor in memory
+    return DTensor.from_local(
+        own.clone(), mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
 
 
 def drop_gathered(model: nn.Module) -> None:
@@ -41,7 +49,8 @@ def drop_gathered(model: nn.Module) -> None:
 
     To be called when sharded weights were changed by hand: FSDP2 would go on with the ones it has.
     """
-    if not any(is_sharded(parameter) for parameter in model.parameters()):
+    # not by the parameters: while they are gathered, they are whole
+    if "torch.distributed.fsdp" not in sys.modules:
         return
     from torch.distributed.fsdp import FSDPModule
 
