@@ -62,7 +62,10 @@ ALIKE: tuple[tuple[str, dict[str, Any]], ...] = (
     )),
 )  # fmt: skip
 """(engine, variant) on two ranks with two micro-batches, against the same variant in one process with one batch."""
-HSDP = {"parallel": {"shard_ranks": 2}, "max_norm": 0.5}
+HSDP: tuple[dict[str, Any], ...] = (
+    {"parallel": {"shard_ranks": 2}, "max_norm": 0.5},
+    {"parallel": {"shard_ranks": 2, "sync": "micro_batch"}, "max_norm": 0.5},
+)
 RESNET = {"image": "tiny-resnet", "mask_ratio": 0.0}
 LOOSE: tuple[dict[str, Any], ...] = ({"gather": False}, {"gradient": "reference"}, {"keyed": False})
 
@@ -112,7 +115,7 @@ def all_cases(folder: Path) -> list[tuple[int, list[dict[str, Any]]]]:
     two += [case_of(engine, 2, **RESNET) for engine in SHARDING]
     # last: DeepSpeed keeps for the process that autocast was once chosen
     two += [case_of(engine, 2, precision="amp_bf16") for engine in ENGINES]
-    four = [case_of(engine, 1) for engine in ENGINES] + [case_of("fsdp", 1, **HSDP)]
+    four = [case_of(engine, 1) for engine in ENGINES] + [case_of("fsdp", 2, **variant) for variant in HSDP]
     four += [case_of("fsdp", 1, resumed=str(folder / "fsdp"))]
     again = [case_of("ddp", 1, resumed=str(folder / f"{engine}.pt")) for engine in ENGINES]
     again += [case_of("ddp", 1, resumed=str(folder / engine)) for engine in SHARDING]
@@ -189,8 +192,11 @@ def test_two_ranks_with_two_micro_batches_give_the_step_of_one_process(
         assert not any(name.startswith(prefix) for name in cut["gradients"])
 
 
-def test_copies_of_the_shards_on_four_ranks_give_the_step_of_one_process(step: Step) -> None:
-    assert_same_step(step("ddp", 1, 1, max_norm=0.5), step("fsdp", 4, 1, **HSDP))
+@pytest.mark.parametrize("variant", HSDP, ids=json.dumps)
+def test_copies_of_the_shards_on_four_ranks_give_the_step_of_one_process(
+    step: Step, variant: dict[str, Any]
+) -> None:
+    assert_same_step(step("ddp", 1, 1, max_norm=0.5), step("fsdp", 4, 2, **variant))
 
 
 def test_what_must_not_matter_does_not_and_what_must_does(step: Step) -> None:

@@ -154,13 +154,7 @@ class ShardedEngine(Engine[Model]):
         likes = [p for group in self.optimizer.param_groups for p in group["params"]]
         cut = {}
         for number, entry in state["state"].items():
-            like = likes[number]
-            cut[number] = {
-                key: shard_like(value, like)
-                if isinstance(value, Tensor) and value.shape == like.shape
-                else value
-                for key, value in entry.items()
-            }
+            cut[number] = {key: _cut_like(value, likes[number]) for key, value in entry.items()}
         self.optimizer.load_state_dict({"state": cut, "param_groups": state["param_groups"]})
 
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
