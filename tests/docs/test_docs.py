@@ -18,19 +18,17 @@ from cn_clip.config.schema import TrainConfig
 from cn_clip.training.registry import FOLDERS, resolve_options
 
 ROOT = Path(__file__).parents[2]
-GUIDES = (
-    "importing",
-    "data",
-    "inspecting",
-    "training",
-    "training-sets",
-    "monitoring",
-    "multi-node",
-    "evaluation",
-    "zero-shot",
-    "api",
-    "migration",
+NOT_FOR_USERS = (
+    "architecture",
+    "benchmarks",
+    "change",
+    "changelog",
+    "contracts",
+    "contributing",
+    "scaling",
 )
+"""Pages in English only: for developers, and measured or computed tables."""
+GUIDES = tuple(sorted(path.stem for path in (ROOT / "docs").glob("*.md") if path.stem not in NOT_FOR_USERS))
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 PAGES += [ROOT / "docs" / folder / f"{name}.md" for folder in ("", "zh") for name in GUIDES]
 TRAINING = [ROOT / "docs/training.md", ROOT / "docs/zh/training.md"]
