@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +54,8 @@ class AttentionCall:
     dtype: torch.dtype
     masked: bool
     dropout: float
+    is_fused: bool = True
+    """Whether one kernel does it all; else it is written out in products."""
 
 
 class OnDevice:
@@ -66,6 +68,11 @@ class OnDevice:
     def __init__(self, device_type: str) -> None:
         self._cuda = device_type == "cuda"
         self.calls: list[AttentionCall] = []
+
+    @property
+    def fused_flops(self) -> int:
+        """Of the calls so far, forward: two matrix products, 2 FLOPs a multiply and add, where torch counts none itself."""
+        return sum(4 * math.prod(call.query_BHLD) * call.key_BHSD[-2] for call in self.calls if call.is_fused)
 
     @contextmanager
     def standing_in(self) -> Iterator[None]:
@@ -84,7 +91,13 @@ class OnDevice:
         ) -> Tensor:
             self.calls.append(
                 AttentionCall(
-                    tuple(query.shape), tuple(key.shape), query.dtype, attn_mask is not None, dropout_p
+                    tuple(query.shape),
+                    tuple(key.shape),
+                    query.dtype,
+                    masked=attn_mask is not None,
+                    dropout=dropout_p,
+                    # the CPU's fused kernel drops nothing
+                    is_fused=self._cuda or dropout_p == 0,
                 )
             )
             if self._cuda:
@@ -126,11 +139,6 @@ class _FusedAttention(torch.autograd.Function):
     def backward(context: Any, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # Any: as torch has it
         query_BHLD, key_BHSD, value_BHSD = context.saved_tensors[:3]
         return torch.empty_like(query_BHLD), torch.empty_like(key_BHSD), torch.empty_like(value_BHSD)
-
-
-def attention_flops(calls: Sequence[AttentionCall]) -> int:
-    """Of the forward passes: two matrix products, 2 FLOPs a multiply and add."""
-    return sum(4 * math.prod(call.query_BHLD) * call.key_BHSD[-2] for call in calls)
 
 
 @contextmanager

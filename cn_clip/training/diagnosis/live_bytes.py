@@ -24,7 +24,10 @@ class LiveBytes(TorchDispatchMode):
         self.now = 0
         """Bytes alive."""
         self.peak = 0
-        """Most bytes that were alive at once, since the last `restart_peak`."""
+        """Most bytes that were alive at once."""
+        self.peak_beside = 0
+        """The same without what was put aside by then."""
+        self._aside = 0
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def hold(self, tensors: Iterable[Tensor]) -> None:
@@ -32,8 +35,9 @@ class LiveBytes(TorchDispatchMode):
         for tensor in tensors:
             self._remember(tensor.untyped_storage(), 0)
 
-    def restart_peak(self) -> None:
-        self.peak = self.now
+    def put_aside(self, tensor: Tensor) -> None:
+        """From now on `peak_beside` does without this tensor, which stays alive."""
+        self._aside += tensor.nbytes
 
     def __torch_dispatch__(
         self,
@@ -55,6 +59,7 @@ class LiveBytes(TorchDispatchMode):
             return
         self._remember(storage, storage.nbytes())
         self.peak = max(self.peak, self.now)
+        self.peak_beside = max(self.peak_beside, self.now - self._aside)
 
     def _remember(self, storage: torch.UntypedStorage, num_bytes: int) -> None:
         key = id(storage)

@@ -17,6 +17,9 @@ CUDA_BYTES = 1.0 * 2**30
 """Assumed for CUDA's context and the workspaces of cuBLAS, cuDNN and NCCL; not measured here."""
 CUDA_FRAGMENTS = 1.05
 """Assumed for what torch's allocator holds beyond what is asked of it; not measured here."""
+HOST_BYTES, HOST_FRAGMENTS = 32.0 * 2**20, 1.15
+"""By which a process on a CPU grows beyond its tensors (glibc): 2.65 GB for 2.30, 1.15 GB for 0.97, 65 MB for 35 MB were
+measured (tests/training/diagnosis/memory_worker.py)."""
 TIGHT = 0.9
 """Share of the memory from which on a longer caption or a library's workspace may be the one too many."""
 
@@ -34,12 +37,20 @@ class Prediction:
     """Weights of the teacher, as large as its files are."""
     overhead: float
     """Beside the tensors: the device's own, and the allocator's."""
+    gradients_wait: bool = True
+    """Whether gradients are there before the first backward pass, as those of earlier micro-batches or DDP's buffers."""
 
     @property
     def activations(self) -> float:
-        """The fullest of: backward pass of a micro-batch; loss, while the graph of one is kept."""
+        """The fullest of: backward pass of a micro-batch; loss, while the graph of one is kept. Beside the gradients."""
         micro_batch = self.cost.micro_batch
-        return max(micro_batch.peak_bytes + self.features, micro_batch.kept_bytes + self.loss.bytes)
+        at_loss = micro_batch.kept_bytes + self.loss.bytes
+        if self.gradients_wait:
+            return max(micro_batch.peak_bytes + self.features, at_loss)
+        return (
+            max(micro_batch.fresh_peak_bytes + self.features, at_loss, self.share.gradients)
+            - self.share.gradients
+        )
 
     @property
     def features(self) -> float:
@@ -83,10 +94,17 @@ def predict(
         embed_dim=cost.embed_dim,
     )
     batches = float(cost.batch_bytes * accumulate)
-    found = Prediction(cost, share, loss, batches=batches, teacher=teacher_bytes(config), overhead=0.0)
-    if device_type != "cuda":
-        return found
-    return replace(found, overhead=CUDA_BYTES + found.tensors * (CUDA_FRAGMENTS - 1))
+    found = Prediction(
+        cost,
+        share,
+        loss,
+        batches=batches,
+        teacher=teacher_bytes(config),
+        overhead=0.0,
+        gradients_wait=world_size > 1 or accumulate > 1,
+    )
+    fixed, fragments = (CUDA_BYTES, CUDA_FRAGMENTS) if device_type == "cuda" else (HOST_BYTES, HOST_FRAGMENTS)
+    return replace(found, overhead=fixed + found.tensors * (fragments - 1))
 
 
 def teacher_bytes(config: TrainConfig) -> float:

@@ -5,9 +5,9 @@ Shapes: B pairs, C H W picture, L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from cn_clip.clip.precision import convert_weights
 from cn_clip.config.schema import TrainConfig
 from cn_clip.parallel.recompute import recompute_blocks
 from cn_clip.parallel.wrap import set_training_mode
-from cn_clip.training.diagnosis.fake_model import AttentionCall, attention_flops, fake_model, meta_model
+from cn_clip.training.diagnosis.fake_model import AttentionCall, OnDevice, fake_model, meta_model
 from cn_clip.training.diagnosis.live_bytes import LiveBytes
 from cn_clip.training.freezing import freeze_towers
 from cn_clip.training.optimizer import build_optimizer
@@ -59,6 +59,8 @@ class MicroBatchCost:
     """Alive between forward and backward, beside weights and the batch itself."""
     peak_bytes: int
     """Most that was alive at once, beside weights, their gradients and the batch itself."""
+    fresh_peak_bytes: int
+    """The same with the gradients, of which there were none at the beginning."""
     forward_flops: int
     """Of matrix products, convolutions and attention; 2 a multiply and add."""
     flops: int
@@ -87,17 +89,10 @@ def step_cost(
         if gathers_cast:
             _cast_matrices(model, config)
         images_BCHW, tokens_BL = _batch(model, config, pairs)
-        run = _Run(model, images_BCHW, tokens_BL, config)
-        kept, peak = run.memory()
-    # in a second pass, since a fused kernel's FLOPs are told by its calls and those of the CPU's way by its products
-    model, frozen = _prepared(config)
-    with fake_model(model, "cuda") as observed:
-        set_training_mode(model, frozen)
-        run = _Run(model, *_batch(model, config, pairs), config)
-        forward, whole = run.flops(lambda: attention_flops(observed.calls))
+        micro_batch = _Run(model, images_BCHW, tokens_BL, config).cost(observed)
     return StepCost(
         weights=weights,
-        micro_batch=MicroBatchCost(pairs, kept, peak, forward, whole),
+        micro_batch=micro_batch,
         batch_bytes=images_BCHW.nbytes + tokens_BL.nbytes,
         embed_dim=model.text_projection.shape[1],
     )
@@ -145,28 +140,37 @@ class _Run:
     def __init__(self, model: CLIP, images_BCHW: Tensor, tokens_BL: Tensor, config: TrainConfig) -> None:
         self._model, self._images_BCHW, self._tokens_BL, self._config = model, images_BCHW, tokens_BL, config
 
-    def memory(self) -> tuple[int, int]:
-        """(bytes kept between the passes, most bytes at once), gradients there from the beginning."""
+    def cost(self, observed: OnDevice) -> MicroBatchCost:
+        # FLOPs first, since gradients are counted as they come; and apart, since torch's counter holds on to tensors
+        forward, whole = self._flops(observed)
         for parameter in self._model.parameters():
-            if parameter.requires_grad:
-                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = None
         with LiveBytes() as live:
-            gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
-            live.hold([*self._model.parameters(), *self._model.buffers(), *gradients])
+            live.hold([*self._model.parameters(), *self._model.buffers()])
             live.hold([self._images_BCHW, self._tokens_BL])
+            for parameter in self._model.parameters():
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(partial(_put_gradient_aside, live))
             surrogate = self._forward()
             kept = live.now
             self._backward(surrogate)
-        return kept, live.peak
+        return MicroBatchCost(
+            pairs=len(self._images_BCHW),
+            kept_bytes=kept,
+            peak_bytes=live.peak_beside,
+            fresh_peak_bytes=live.peak,
+            forward_flops=forward,
+            flops=whole,
+        )
 
-    def flops(self, attention: Callable[[], int]) -> tuple[int, int]:
-        """(of the forward pass, of both); `attention` tells those of the fused kernels' forward passes so far."""
+    def _flops(self, observed: OnDevice) -> tuple[int, int]:
+        """(of the forward pass, of both)."""
         with FlopCounterMode(display=False) as counter:
             surrogate = self._forward()
-            forward, first = counter.get_total_flops(), attention()
+            forward, first = counter.get_total_flops(), observed.fused_flops
             self._backward(surrogate)
-        # two products forward, four backward for each call; recomputed ones are further calls
-        return forward + first, counter.get_total_flops() + attention() + 2 * first
+        # of each call two products forward and four backward; recomputed ones are further calls
+        return forward + first, counter.get_total_flops() + observed.fused_flops + 2 * first
 
     def _forward(self) -> Tensor:
         keyed = self._config.train.randomness == "pair"
@@ -192,6 +196,11 @@ def _cast_matrices(model: CLIP, config: TrainConfig) -> None:
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.data = parameter.data.bfloat16()
+
+
+def _put_gradient_aside(live: LiveBytes, parameter: Tensor) -> None:
+    assert parameter.grad is not None
+    live.put_aside(parameter.grad)
 
 
 def _autocast(precision: str) -> AbstractContextManager[Any]:  # Any: what torch.autocast yields is not used

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from cn_clip.clip.model import CLIP
 from cn_clip.config.schema import TrainConfig
 from cn_clip.data.batches import PairBatch
 from cn_clip.parallel.precision import Precision
@@ -99,10 +100,7 @@ def gemm_rate(config: TrainConfig, ranks: Ranks) -> float:
 
 def _timed(config: TrainConfig, ranks: Ranks, batch: PairBatch | None) -> float:
     task = trial_task(config, ranks)
-    if batch is None or len(batch) != config.train.batch_size:
-        batch = made_up_pairs(task.module, config.train.batch_size, config.data.context_length)
-    places = [number * ranks.world_size + ranks.rank for number in range(config.train.accumulate)]
-    batches = [_at(batch, place).to(ranks.device) for place in places]
+    batches = batches_of(task.module, config, ranks, batch)
     seconds = []
     for step in range(1, STEPS + 2):
         _finish(ranks)
@@ -114,6 +112,14 @@ def _timed(config: TrainConfig, ranks: Ranks, batch: PairBatch | None) -> float:
         _finish(ranks)
         seconds.append(time.perf_counter() - started)
     return sorted(seconds[1:])[STEPS // 2]
+
+
+def batches_of(model: CLIP, config: TrainConfig, ranks: Ranks, batch: PairBatch | None) -> list[PairBatch]:
+    """Micro-batches of a step of this rank, all with the pairs of `batch`, or made-up ones where it has another size."""
+    if batch is None or len(batch) != config.train.batch_size:
+        batch = made_up_pairs(model, config.train.batch_size, config.data.context_length)
+    places = [number * ranks.world_size + ranks.rank for number in range(config.train.accumulate)]
+    return [_at(batch, place).to(ranks.device) for place in places]
 
 
 def _at(batch: PairBatch, place: int) -> PairBatch:
