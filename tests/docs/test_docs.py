@@ -18,17 +18,10 @@ from cn_clip.config.schema import TrainConfig
 from cn_clip.training.registry import FOLDERS, resolve_options
 
 ROOT = Path(__file__).parents[2]
-NOT_FOR_USERS = (
-    "architecture",
-    "benchmarks",
-    "change",
-    "changelog",
-    "contracts",
-    "contributing",
-    "scaling",
-)
-"""Pages in English only: for developers, and measured or computed tables."""
-GUIDES = tuple(sorted(path.stem for path in (ROOT / "docs").glob("*.md") if path.stem not in NOT_FOR_USERS))
+ENGLISH_ONLY = {"architecture", "benchmarks", "change", "changelog", "contracts", "contributing", "scaling"}
+"""Pages that need no Chinese twin: for developers, and tables of what was measured or computed."""
+WRITTEN = {folder: {path.stem for path in (ROOT / "docs" / folder).glob("*.md")} for folder in ("", "zh")}
+GUIDES = sorted(WRITTEN[""] - ENGLISH_ONLY | WRITTEN["zh"])
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 PAGES += [ROOT / "docs" / folder / f"{name}.md" for folder in ("", "zh") for name in GUIDES]
 TRAINING = [ROOT / "docs/training.md", ROOT / "docs/zh/training.md"]
