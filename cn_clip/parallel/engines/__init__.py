@@ -78,9 +78,13 @@ class Engine(ABC, Generic[Model]):
         scale.update(applied=math.isfinite(norm))
         return norm
 
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """By name, as the optimizer has them."""
+        return dict(self.module.named_parameters())
+
     def _own_gradients(self) -> list[Tensor]:
         """This rank's part of the joined gradients, in the memory that the optimizer reads."""
-        return [p.grad for p in self.module.parameters() if p.grad is not None]
+        return [p.grad for p in self._parameters().values() if p.grad is not None]
 
     def _length(self, gradients: Sequence[Tensor]) -> float:
         """L2 norm of the joined gradients, the same on every rank."""
@@ -91,13 +95,13 @@ class Engine(ABC, Generic[Model]):
 
     def clamp(self, name: str, low: float, high: float) -> float:
         """Keep a parameter of one value between two bounds, wherever the engine holds it. Collective; returns the value."""
-        parameter = dict(self.module.named_parameters())[name].detach()
+        parameter = self._parameters()[name].detach()
         parameter.clamp_(low, high)
         return float(parameter)
 
     def shapes(self) -> dict[str, torch.Size]:
         """Of the whole parameters by name, as files have them, however the engine cuts them up."""
-        return {name: parameter.shape for name, parameter in self.module.named_parameters()}
+        return {name: parameter.shape for name, parameter in self._parameters().items()}
 
     @abstractmethod
     def model_state(self) -> dict[str, Tensor]:
@@ -123,7 +127,7 @@ class Engine(ABC, Generic[Model]):
 
         Between the backward pass that joins them and `step`.
         """
-        found = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
+        found = {name: p.grad for name, p in self._parameters().items() if p.grad is not None}
         return {name: grad / self.precision.loss_scale.value for name, grad in self.whole(found).items()}
 
 

@@ -59,7 +59,7 @@ class ShardedEngine(Engine[Model]):
                     block,
                     mesh=mesh,
                     reshard_after_forward=settings.reshard,
-                    mp_policy=_policy(block, precision),
+                    mp_policy=_policy(precision),
                 )
             root = fully_shard(model, mesh=mesh, reshard_after_forward=False)
         assert isinstance(root, FSDPModule)  # the same object: its class is another now
@@ -122,6 +122,9 @@ class ShardedEngine(Engine[Model]):
         for parameter in self._named.values():
             parameter.grad = None
 
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return self._named  # while weights are gathered, the module has others
+
     def _own_gradients(self) -> list[Tensor]:
         return [own_part(p.grad) for p in self._named.values() if p.grad is not None]
 
@@ -166,10 +169,6 @@ class ShardedEngine(Engine[Model]):
                 found[name] = joined
         return found
 
-    def gradients(self) -> dict[str, Tensor]:
-        found = {name: p.grad for name, p in self._named.items() if p.grad is not None}
-        return {name: grad / self.precision.loss_scale.value for name, grad in self.whole(found).items()}
-
     def _joined(self, value: Any) -> Any:  # Any: a tensor, or a number of an optimizer's state
         """Whole, on the main rank's CPU where it was cut up."""
         if not isinstance(value, DTensor):
@@ -199,7 +198,7 @@ def _mesh(settings: Parallel, ranks: Ranks) -> DeviceMesh:
     return init_device_mesh(ranks.device.type, shape, mesh_dim_names=("replicate", "shard"))
 
 
-def _policy(block: nn.Module, precision: Precision) -> MixedPrecisionPolicy:
+def _policy(precision: Precision) -> MixedPrecisionPolicy:
     """Weights travel in autocast's type, gradients in fp32; activations are left as autocast makes them."""
     if precision.autocast_dtype is None:
         return MixedPrecisionPolicy()
