@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # the common base of BatchNorm2d and SyncBatchNorm
 
 from cn_clip.clip.encode_once import Distinct, distinct_ids, distinct_rows, is_repeatable
 from cn_clip.clip.model import CLIP
@@ -106,11 +107,21 @@ class ContrastiveTask:
         self.pieces *= 2
         self._fits = self._ranks.world_size == 1
         logger.warning(
-            "Memory ran out at step %d: micro-batches are cut to %d pairs, the same step is repeated. It gives the same "
-            "gradients; to spare the attempt next time, lower train.batch_size and raise train.accumulate.",
+            "Memory ran out at step %d: micro-batches are cut to %d pairs, the same step is repeated. It gives %s; to spare "
+            "the attempt next time, lower train.batch_size and raise train.accumulate.",
             step,
             -(-largest // 2),
+            "the same gradients"
+            if self._is_exact
+            else "gradients of smaller micro-batches, which BatchNorm and randomness "
+            "by micro-batch depend on",
         )
+
+    @property
+    def _is_exact(self) -> bool:
+        """Whether how a batch is cut changes nothing."""
+        norms = (module for module in self.module.modules() if isinstance(module, _BatchNorm))
+        return self._encoding.keyed and not any(norm.training for norm in norms)
 
     def _rehearse(self, parts: Sequence[PairBatch], step: int) -> None:
         """Once for each size: forward and backward of one micro-batch, so that no rank runs short where others wait for it."""

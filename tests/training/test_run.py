@@ -266,3 +266,15 @@ def test_a_run_that_is_started_again_goes_on_from_its_own_file_whatever_it_began
     monkeypatch.setenv("CN_CLIP_RESTART", "0")
     train(*words, "--max-steps=1", name="second")
     assert [row["step"] for row in metrics(run) if row["kind"] == "train"] == [1]
+
+
+def test_a_best_number_that_no_validation_gives_is_told_before_anything_starts(
+    train: Train, tiny_split: Path
+) -> None:
+    words = (f"--val-data={tiny_split}", "--max-steps=1")
+    with pytest.raises(
+        ConfigError, match="no validation gives 'recall@7'; choose from .*text_to_image_recall@5"
+    ):
+        train(*words, "--set=checkpoint.best=recall@7")
+    run = train(*words, "--set=checkpoint.best=text_to_image_recall@5")
+    assert (run / "checkpoints" / "best.pt").is_file()

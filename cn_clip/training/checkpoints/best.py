@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from cn_clip.config.schema import TrainConfig
 from cn_clip.errors import ConfigError
+from cn_clip.training.validation import number_names
 
 SMALLER_IS_BETTER = ("loss", "rank")
 """Ends of the names of numbers that are best when smallest (`mean_rank`, `median_rank`); others are when largest."""
@@ -36,6 +37,11 @@ def check_best(config: TrainConfig) -> None:
             f"checkpoint.best is {name}, but nothing is validated: set data.valid and validate.every_epochs, or leave it out"
         )
     of_set, slash, _ = name.rpartition("/")
+    number = name[len(of_set) + len(slash) :]
+    if number not in number_names(config.validate):
+        raise ConfigError(
+            f"checkpoint.best is {name}, but no validation gives {number!r}; choose from {', '.join(number_names(config.validate))}"
+        )
     if slash and of_set not in sets:
         raise ConfigError(f"checkpoint.best is {name}, but data.valid_sets has {', '.join(sets) or 'no set'}")
     if not slash and config.data.valid is None:
