@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,8 @@ from typing import Any
 from cn_clip.config.schema import TrainConfig
 from cn_clip.data.pairs import PairStream
 from cn_clip.errors import WeightsError
-from cn_clip.training.checkpoints import SavedRun, steps_done
+from cn_clip.files import write_atomically
+from cn_clip.training.checkpoints import SavedRun, read_saved, steps_done
 from cn_clip.training.continuation import differences
 from cn_clip.training.run_dir import RunDir
 from cn_clip.training.timeline import Leg
@@ -20,17 +23,54 @@ from cn_clip.training.timeline import Leg
 logger = logging.getLogger(__name__)
 
 
-RESTARTS = ("CN_CLIP_RESTART", "TORCHELASTIC_RESTART_COUNT")
-"""Where our launcher and torchrun say how often they have started these processes again."""
+RESTARTS = ("CN_CLIP_RESTART", "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+"""Where our launcher, torchrun and Slurm say how often they have started these processes again."""
+LAUNCHERS = ("SLURM_JOB_ID", "CN_CLIP_EXIT_MARKER", "TORCHELASTIC_RUN_ID")
+"""What stays the same however often that is, the longest-lived first."""
+TOKEN = "run_token.json"
+"""File of the run folder that tells what was begun there last: a checkpoint with another token is not of it."""
 
 
-def as_started_again(config: TrainConfig, run_dir: RunDir) -> TrainConfig:
-    """A run that its launcher started again goes on from what it has saved, not once more from where it began."""
-    is_again = any(os.environ.get(name, "0") not in ("", "0") for name in RESTARTS)
-    if not is_again or not run_dir.latest_checkpoint.exists():
+def run_token(run_dir: RunDir) -> str:
+    """What checkpoints of this run carry, and go on carrying when its launcher starts it again. The main rank asks."""
+    path, launcher = run_dir.path / TOKEN, _launcher()
+    if _is_started_again() and (kept := _kept_token(path)) is not None and kept[1] == launcher:
+        return kept[0]
+    token = uuid.uuid4().hex
+    write_atomically(path, json.dumps({"token": token, "launcher": launcher}).encode())
+    return token
+
+
+def _is_started_again() -> bool:
+    return any(os.environ.get(name, "0") not in ("", "0") for name in RESTARTS)
+
+
+def _launcher() -> str:
+    return next((f"{name}={os.environ[name]}" for name in LAUNCHERS if os.environ.get(name)), "")
+
+
+def _kept_token(path: Path) -> tuple[str, str] | None:
+    try:
+        kept = json.loads(path.read_bytes())
+        return str(kept["token"]), str(kept["launcher"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # none was begun here, or by a version that had none
+
+
+def as_started_again(config: TrainConfig, run_dir: RunDir, token: str) -> TrainConfig:
+    """A run that its launcher started again goes on from what it has saved, not once more from where it began.
+
+    What another run left in its folder is not its own, though it has the same name.
+    """
+    latest = run_dir.latest_checkpoint
+    if not _is_started_again() or not latest.exists() or _token_of(latest) != token:
         return config
     run = replace(config.run, resume="auto", reset_optimizer=False, reset_position=False)
     return replace(config, run=run)
+
+
+def _token_of(latest: Path) -> object:
+    return read_saved(latest).origin.get("token")
 
 
 def checkpoint_to_go_on_from(config: TrainConfig, run_dir: RunDir) -> Path | None:

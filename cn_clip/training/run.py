@@ -16,7 +16,7 @@ from cn_clip.parallel.watchdog import Watchdog
 from cn_clip.training.build import build_config
 from cn_clip.training.checkpoints import SavedRun, read_saved
 from cn_clip.training.checkpoints.best import check_best
-from cn_clip.training.going_on import as_started_again, checkpoint_to_go_on_from, steps_behind
+from cn_clip.training.going_on import as_started_again, checkpoint_to_go_on_from, run_token, steps_behind
 from cn_clip.training.run_dir import RunDir, logging_to
 from cn_clip.training.stage_run import RunContext, prepare_stage
 from cn_clip.training.stages import stages_of
@@ -37,8 +37,9 @@ def train(config: TrainConfig) -> None:
         enter(logging_to(run_dir, ranks, debug=config.run.debug))
         watchdog = enter(Watchdog(ranks, timeout, log=run_dir.log if run_dir.writes else None))
         stop = enter(StopSignals())
-        config = from_main(as_started_again(config, run_dir), ranks)
-        _train(RunContext(config, run_dir, ranks, stop, watchdog))
+        token = from_main(run_token(run_dir) if ranks.is_main else "", ranks)
+        again = from_main(as_started_again(config, run_dir, token) if ranks.is_main else config, ranks)
+        _train(RunContext(again, run_dir, ranks, stop, watchdog, token))
 
 
 def _train(context: RunContext) -> None:

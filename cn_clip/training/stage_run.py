@@ -45,11 +45,13 @@ class RunContext:
     ranks: Ranks
     stop: StopSignals
     watchdog: Watchdog
+    token: str
+    """Of what was begun in the run folder, in all its checkpoints (`going_on.run_token`)."""
 
     @cached_property
     def origin(self) -> Mapping[str, Any]:  # Any: plain settings
         """What a checkpoint tells of the run it is from."""
-        return {"settings": to_plain(self.config), "world_size": self.ranks.world_size}
+        return {"settings": to_plain(self.config), "world_size": self.ranks.world_size, "token": self.token}
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,9 @@ class StageRun:
             return None
         context, config = self.context, self.leg.stage.config
         source = self.leg.sources.train
-        return cached_features(config, self.task.engine, self.data, source, context.run_dir, context.watchdog)
+        return cached_features(
+            config, self.task.engine, self.data, source, context.run_dir, context.watchdog, context.stop
+        )
 
     @property
     def _average(self) -> WeightAverage | None:

@@ -198,7 +198,7 @@ def content(path: Path) -> dict[str, Any]:
         found.update(found.pop("facts"))
     else:
         found = torch.load(path, weights_only=True)
-    ours = {name: value for name, value in found.pop("cn_clip").items() if name != "settings"}
+    ours = {name: value for name, value in found.pop("cn_clip").items() if name not in ("settings", "token")}
     return {name: value for name, value in found.items() if name != "name"} | ours
 
 

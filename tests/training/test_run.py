@@ -268,6 +268,29 @@ def test_a_run_that_is_started_again_goes_on_from_its_own_file_whatever_it_began
     assert [row["step"] for row in metrics(run) if row["kind"] == "train"] == [1]
 
 
+def test_a_run_that_is_started_again_before_it_saved_leaves_a_foreign_file_alone(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the folder lies a finished run's; the new one crashed before its first save, or before it began."""
+    first = train("--max-steps=2", name="first") / "checkpoints" / "epoch_latest.pt"
+    run = train("--max-steps=3", name="second")
+    monkeypatch.setenv("CN_CLIP_EXIT_MARKER", "/tmp/another_launcher")
+    with pytest.raises(WeightsError):
+        train("--resume=/nowhere.pt", name="second")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    train(f"--resume={first}", "--max-steps=3", name="second")
+    assert [row["step"] for row in metrics(run) if row["kind"] == "train"][-1] == 3
+    logs = "".join(path.read_text() for path in sorted(run.glob("out_*.log")))
+    assert f"=> loaded checkpoint '{first}' (epoch 1 @ 2 steps)" in logs and "is complete" not in logs
+    # now it has saved: its own
+    train("--set=run.resume=none", "--max-steps=3", name="second")
+    assert "The run is complete: 3 of 3" in "".join(path.read_text() for path in run.glob("out_*.log"))
+    # and a launcher that has begun nothing here owns nothing
+    monkeypatch.setenv("CN_CLIP_EXIT_MARKER", "/tmp/a_third_launcher")
+    train("--set=run.resume=none", "--max-steps=1", name="second")
+    assert [row["step"] for row in metrics(run) if row["kind"] == "train"] == [1]
+
+
 def test_a_best_number_that_no_validation_gives_is_told_before_anything_starts(
     train: Train, tiny_split: Path
 ) -> None:

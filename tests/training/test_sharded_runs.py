@@ -18,7 +18,9 @@ def content(path: Path) -> dict[str, Any]:
     """A checkpoint but for the names of its run and files, and its settings."""
     found = torch.load(path, weights_only=True)
     ours = {
-        name: value for name, value in found.pop("cn_clip").items() if name not in ("settings", "own_files")
+        name: value
+        for name, value in found.pop("cn_clip").items()
+        if name not in ("settings", "token", "own_files")
     }
     return {**found, **ours, "name": ""}
 

@@ -47,7 +47,7 @@ def whole_content(folder: Path) -> Checkpoint:
             found["optimizer"], _in_order(found["optimizer"], ours["settings"]["model"])
         ),
         scaler=facts["scaler"],
-        origin={name: ours[name] for name in ("settings", "world_size")},
+        origin={name: ours[name] for name in ("settings", "world_size", "token", "plan") if name in ours},
         best=ours["best"],
     )
     return to_content(captured, merged)
