@@ -13,10 +13,12 @@ from cn_clip.clip.model import CLIP
 from cn_clip.config.schema import Optim, Parallel
 from cn_clip.data.batches import PairBatch, trim_padding
 from cn_clip.losses.pair import contrastive
+from cn_clip.parallel.engines import Engine
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.parallel.wrap import wrap
-from cn_clip.training.contrastive_task import ContrastiveTask, Encoding
+from cn_clip.training.contrastive_task import ContrastiveTask
+from cn_clip.training.encoding import Encoding
 from cn_clip.training.optimizer import build_optimizer
 
 OPTIM = Optim(lr=1e-5, beta1=0.9, beta2=0.98, eps=1e-6, weight_decay=0.2)
@@ -46,6 +48,10 @@ class OurStep:
         task.after_step()
         ended = self._clock()
         return {"seconds": ended - began, "optimizer_seconds": ended - computed, "loss": report.loss}
+
+    def engine(self, precision: str) -> Engine[CLIP]:
+        """That of the steps in this number type."""
+        return self._task(precision, {}).engine
 
     def _task(self, precision: str, encoding: dict[str, Any]) -> ContrastiveTask:
         key = f"{precision} {encoding}"
