@@ -65,7 +65,6 @@ class Tiles:
         self.scale = scale.to(self.dtype).reshape(())
         self._bias = None if bias is None else bias.to(self.dtype).reshape(())
         self._scale_shape = scale.shape
-        self._tile = tile
         num_rows, num_columns = len(image_RE), len(text_ME)
         num_paired = num_columns if num_paired is None else num_paired
         self.row_blocks = _blocks(0, num_rows, tile)

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -53,6 +54,15 @@ class Pending:
                 self._future.result()
 
 
+def check_engine(engine: Engine[Any]) -> None:  # Any: whatever model it trains
+    """ConfigError for an engine whose parts cannot be written one by one."""
+    if not engine.saves_shards:
+        raise ConfigError(
+            f"checkpoint.sharded=true needs parallel.engine=ddp or fsdp: the parts of {engine.settings.engine} are "
+            "DeepSpeed's own, so its checkpoints are whole files; set checkpoint.sharded=false"
+        )
+
+
 def save(
     folder: Path,
     engine: Engine[Any],  # Any: whatever model it trains
@@ -62,11 +72,7 @@ def save(
     asynchronous: bool = False,
 ) -> Pending:
     """Write weights, optimizer state, `more` tensors and facts; in the background, what changes is copied first. Collective."""
-    if not engine.saves_shards:
-        raise ConfigError(
-            f"checkpoint.sharded=true needs parallel.engine=ddp or fsdp: the parts of {engine.settings.engine} are "
-            "DeepSpeed's own, so its checkpoints are whole files; set checkpoint.sharded=false"
-        )
+    check_engine(engine)
     own = engine.optimizer.state_dict()
     tensors, numbers = _parts(engine, own)
     tensors |= {} if more is None else dict(more)
@@ -233,5 +239,7 @@ def _cpu_group(engine: Engine[Any]) -> Any:  # Any: as above
     if engine.ranks.world_size == 1:
         return None
     if engine not in _GROUPS:
-        _GROUPS[engine] = dist.new_group(backend="gloo")
+        _GROUPS[engine] = dist.new_group(
+            backend="gloo", timeout=timedelta(minutes=engine.settings.timeout_minutes)
+        )
     return _GROUPS[engine]

@@ -161,7 +161,7 @@ class Watchdog:
         for _ in range(BEATS_TO_JUDGE):
             time.sleep(self._beat)
             self._publish()
-        return describe(before, self._look(), self._ranks.rank)
+        return describe(before, self._look())
 
     def _look(self) -> dict[int, Note]:
         """The others' notes, of those that can be read."""
@@ -176,7 +176,7 @@ class Watchdog:
         return found
 
 
-def describe(before: dict[int, Note], after: dict[int, Note], own_rank: int) -> str:
+def describe(before: dict[int, Note], after: dict[int, Note]) -> str:
     """Who is to be looked at, from two looks at the notes of all others."""
     if not after:
         return "the store that the ranks met at does not answer either, so look at the first machine"

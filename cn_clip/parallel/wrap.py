@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from cn_clip.config.schema import Parallel
@@ -31,7 +32,8 @@ def wrap(
 ) -> Engine[Model]:
     """The model under the engine of the settings; its `blocks` recomputed and compiled one by one where asked."""
     if settings.sync_batchnorm:
-        _sync_batchnorm(model, ranks)
+        check_sync_batchnorm(ranks.device)
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # replaces the norms inside the model it is given
     if recompute:
         recompute_blocks(blocks)
     if compile:
@@ -43,12 +45,12 @@ def wrap(
     return built
 
 
-def _sync_batchnorm(model: nn.Module, ranks: Ranks) -> None:
-    if ranks.device.type != "cuda":
+def check_sync_batchnorm(device: torch.device) -> None:
+    """DeviceError where torch has no SyncBatchNorm."""
+    if device.type != "cuda":
         raise DeviceError(
             "parallel.sync_batchnorm (--use-bn-sync) needs GPUs: torch has no SyncBatchNorm for the CPU"
         )
-    nn.SyncBatchNorm.convert_sync_batchnorm(model)  # replaces the norms inside the model it is given
 
 
 @contextmanager

@@ -5,10 +5,8 @@ What is wrong is the error that the run itself would end in, only earlier. What 
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from cn_clip.clip.model import CLIP
@@ -19,6 +17,7 @@ from cn_clip.data.pairs import PairStream
 from cn_clip.errors import DeviceError
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks, start_ranks
+from cn_clip.parallel.wrap import check_sync_batchnorm
 from cn_clip.towers.attention_kernel import choose_attention
 from cn_clip.training.average import WeightAverage
 from cn_clip.training.build import build_config
@@ -30,6 +29,7 @@ from cn_clip.training.diagnosis.machine import available_bytes
 from cn_clip.training.diagnosis.memory import Prediction, check_memory, predict
 from cn_clip.training.diagnosis.output_folder import check_disk, check_writable, disk_need
 from cn_clip.training.diagnosis.packages import check_packages
+from cn_clip.training.diagnosis.quiet import warnings_only
 from cn_clip.training.diagnosis.weights_fit import check_training_state, check_weights
 from cn_clip.training.distillation import open_distillation
 from cn_clip.training.freezing import freeze_towers
@@ -55,7 +55,7 @@ class Line:
 
 def check(config: TrainConfig) -> list[Line]:
     """The plan of the run, on the main rank; the error that would end it, on every rank that meets it."""
-    with start_ranks(config.run.device) as ranks, _quiet():
+    with start_ranks(config.run.device) as ranks, warnings_only():
         lines = list(_DryRun(config, ranks).lines())
         return lines if ranks.is_main else []
 
@@ -122,10 +122,8 @@ class _DryRun:
     def _check_towers(self, model: CLIP, config: TrainConfig) -> None:
         """What a run would find out only when it wraps its model."""
         precision = Precision(config.train.precision, self._ranks.device)
-        if config.parallel.sync_batchnorm and self._ranks.device.type != "cuda":
-            raise DeviceError(
-                "parallel.sync_batchnorm (--use-bn-sync) needs GPUs: torch has no SyncBatchNorm for the CPU"
-            )
+        if config.parallel.sync_batchnorm:
+            check_sync_batchnorm(self._ranks.device)
         choose_attention(
             model.visual,
             config.model.attention,
@@ -227,15 +225,3 @@ def _has_adapters(config: TrainConfig) -> bool:
 def _without_workers(config: TrainConfig) -> TrainConfig:
     """Reading in this process tells an error as it is, and starts nothing."""
     return replace(config, data=replace(config.data, num_workers=0, valid_num_workers=0))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The plan says what the rooms of a run would log; warnings stay."""
-    root = logging.getLogger()
-    before = root.level
-    root.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        root.setLevel(before)

@@ -13,6 +13,7 @@ from types import TracebackType
 
 from cn_clip.config.schema import Checkpoint
 from cn_clip.errors import ConfigError, Preempted, TrainingError
+from cn_clip.parallel import sharded_files
 from cn_clip.parallel.gather import gather_objects
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.training.checkpoints.background import Background
@@ -237,12 +238,7 @@ class Saver:
 def _check_sharded(settings: Checkpoint, state: RunState) -> None:
     if not settings.sharded:
         return
-    engine = state.engine
-    if not engine.saves_shards:
-        raise ConfigError(
-            f"checkpoint.sharded needs parallel.engine=ddp or fsdp: the parts of {engine.settings.engine} are DeepSpeed's own; "
-            "set checkpoint.sharded=false"
-        )
+    sharded_files.check_engine(state.engine)
     if settings.safetensors:
         raise ConfigError(
             "checkpoint.safetensors writes whole weights, which checkpoint.sharded leaves in parts: unset one of them"

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cn_clip.config.schema import Parallel
-from cn_clip.errors import WeightsError
+from cn_clip.errors import ConfigError, WeightsError
 from cn_clip.parallel import sharded_files
 from cn_clip.parallel.engines import Engine, ddp
 from cn_clip.parallel.precision import Precision
@@ -151,3 +151,11 @@ def test_a_model_of_other_shapes_is_told(engine: Engine[nn.Linear], tmp_path: Pa
     sharded_files.save(tmp_path / "a", engine, {})
     with pytest.raises(WeightsError, match=r"has model\.weight \[2, 3\], this run wants \[5, 5\]"):
         sharded_files.read_into(tmp_path / "a", {"model.weight": torch.zeros(5, 5)})
+
+
+def test_an_engine_with_parts_of_its_own_is_refused(engine: Engine[nn.Linear], tmp_path: Path) -> None:
+    engine.saves_shards = False
+    engine.settings = Parallel(engine="zero2")
+    with pytest.raises(ConfigError, match=r"checkpoint\.sharded.*zero2 are DeepSpeed's own"):
+        sharded_files.save(tmp_path / "a", engine, {})
+    assert not (tmp_path / "a").exists()

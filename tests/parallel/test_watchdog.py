@@ -131,10 +131,10 @@ def test_a_broken_rank_is_named_with_its_own_error(pairs: dict[str, Pair]) -> No
 def test_who_is_looked_at() -> None:
     waiting, behind = Note(9, "waiting", 4), Note(8, "reading its pairs", 4)
     assert "all other ranks are alive; rank 2 is at step 8, reading its pairs" in describe(
-        {1: waiting, 2: behind}, {1: Note(9, "waiting", 7), 2: Note(8, "reading its pairs", 7)}, 0
+        {1: waiting, 2: behind}, {1: Note(9, "waiting", 7), 2: Note(8, "reading its pairs", 7)}
     )
     # a rank that ended since another did is not to blame
-    said = describe({1: waiting, 2: waiting}, {1: Note(9, "waiting", 5, LOST), 2: waiting}, 0)
+    said = describe({1: waiting, 2: waiting}, {1: Note(9, "waiting", 5, LOST), 2: waiting})
     assert "rank 2 does not answer" in said and "rank 1" not in said
     many = {rank: Note(9, "waiting", 5, "DataError: x") for rank in range(1, 9)}
-    assert describe({}, many, 0).endswith("; and 5 more")
+    assert describe({}, many).endswith("; and 5 more")

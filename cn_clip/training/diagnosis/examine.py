@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -29,11 +27,10 @@ from cn_clip.training.diagnosis.machine import (
     local_ranks,
 )
 from cn_clip.training.diagnosis.memory import Prediction, check_memory, predict
+from cn_clip.training.diagnosis.quiet import warnings_only
 from cn_clip.training.diagnosis.step_rate import StepRate, check_step, measure_steps
 from cn_clip.training.stages import Stage, stages_of
 from cn_clip.training.timeline import timeline_of
-
-logger = logging.getLogger(__name__)
 
 
 def config_of(settings: Settings) -> TrainConfig:
@@ -65,7 +62,7 @@ class Examination:
             raise ConfigError(f"there is no check {unknown[0]!r}; choose from {', '.join(CHECKS)}")
         for name, check in CHECKS.items():
             if not only or name in only:
-                with _quiet():
+                with warnings_only():
                     found = check(self)
                 yield from found
 
@@ -170,18 +167,6 @@ CHECKS: dict[str, Callable[[Examination], list[Finding]]] = {
     "bound": Examination.bound,
 }
 """In the order they are made; later ones use what earlier ones measured."""
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the lines that the rooms of a run log of themselves; warnings stay."""
-    root = logging.getLogger()
-    before = root.level
-    root.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        root.setLevel(before)
 
 
 def any_wrong(findings: Sequence[Finding], ranks: Ranks) -> bool:
