@@ -15,8 +15,8 @@ from cn_clip.config.schema import TrainConfig
 from cn_clip.data.pairs import PairStream
 from cn_clip.errors import WeightsError
 from cn_clip.files import write_atomically
-from cn_clip.training.checkpoints import SavedRun, read_saved, steps_done
-from cn_clip.training.continuation import differences
+from cn_clip.training.checkpoints import Position, SavedRun, read_saved, steps_done
+from cn_clip.training.continuation import differences, length_of, stage_changes, stages_in
 from cn_clip.training.run_dir import RunDir
 from cn_clip.training.timeline import Leg
 
@@ -98,7 +98,10 @@ def steps_behind(
         return 0
     is_stream = isinstance(legs[0].sources.train, PairStream)
     changed = differences(saved.origin, origin, is_stream=is_stream)
-    if len(legs) > 1 and not changed:
+    if stages_in(saved.origin) and config.stages:
+        step = _steps_in_stages(saved, legs, origin)
+        _warn_of_stages(saved, legs, origin, step)
+    elif len(legs) > 1 and not changed:
         step = saved.position.step  # counts through the stages
     else:
         step = steps_done(saved.position, legs[0].plan.steps_per_epoch)
@@ -107,3 +110,39 @@ def steps_behind(
             "This run meets other pairs than would have followed in the checkpoint's: %s.", "; ".join(changed)
         )
     return step
+
+
+def _steps_in_stages(saved: SavedRun, legs: Sequence[Leg], origin: Mapping[str, Any]) -> int:
+    """The checkpoint's place in its stage, told in the steps of that stage here; all, where there is none any more."""
+    leg = _leg_of(saved, legs)
+    if leg is None:
+        return max(saved.position.step, legs[-1].plan.last_step)
+    then, position = {**leg.facts(), **saved.origin.get("plan", {})}, saved.position
+    was, now = stages_in(saved.origin)[position.stage], stages_in(origin)[leg.stage.number]
+    if position.step == then["last_step"] and length_of(was) == length_of(now):
+        return leg.plan.last_step
+    inside = Position(position.epoch - then["epochs_before"], position.step - then["begin"])
+    done = steps_done(inside, leg.plan.steps_per_epoch)
+    if then["steps_per_epoch"] != leg.plan.steps_per_epoch:  # its step may be in that epoch by chance
+        done = inside.epoch * leg.plan.steps_per_epoch
+    return leg.plan.begin + min(max(done, 0), leg.num_steps)
+
+
+def _leg_of(saved: SavedRun, legs: Sequence[Leg]) -> Leg | None:
+    """By its name, or where none has it any more by its number."""
+    name, number = saved.origin.get("plan", {}).get("name"), saved.position.stage
+    named = [leg for leg in legs if leg.stage.name == name]
+    return next(iter([*named, *legs[number : number + 1]]), None)
+
+
+def _warn_of_stages(saved: SavedRun, legs: Sequence[Leg], origin: Mapping[str, Any], step: int) -> None:
+    changed = stage_changes(saved.origin, origin)
+    if not changed:
+        return
+    leg = _leg_of(saved, legs)
+    where = (
+        f"goes on in stage {leg.stage.name!r} with {step - leg.plan.begin} of its {leg.num_steps} steps done"
+        if leg is not None
+        else f"has no stage {saved.position.stage + 1}, which the checkpoint is from, so all of it counts as done"
+    )
+    logger.warning("The stages are not those of the checkpoint: %s. This run %s.", "; ".join(changed), where)

@@ -23,6 +23,7 @@ from cn_clip.training.stages import stages_of
 from cn_clip.training.step_log import step_log
 from cn_clip.training.stop_signals import StopSignals
 from cn_clip.training.timeline import Leg, timeline_of
+from cn_clip.training.unused_settings import unused_settings
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ def train(config: TrainConfig) -> None:
 
 def _train(context: RunContext) -> None:
     legs, saved, total = _to_do(context)
+    if not legs:
+        return
     stage = prepare_stage(context, legs[0], saved, is_start=True)
     del saved  # or its tensors lie in memory for the whole stage
     # Only now, when what the settings name has been found: a mistyped command leaves an old run's settings alone.
@@ -61,19 +64,27 @@ def _train(context: RunContext) -> None:
 
 
 def _to_do(context: RunContext) -> tuple[Sequence[Leg], SavedRun | None, int]:
-    """The legs that are left, what they go on from, and the steps of the whole run."""
+    """The legs that are left, what they go on from, and the steps of the whole run.
+
+    The last leg is there when it is at its end, none when the checkpoint is beyond it: then nothing may be taken back.
+    """
     config, ranks = context.config, context.ranks
     check_best(config)
-    legs = timeline_of(stages_of(config, build_config), ranks)
+    stages = stages_of(config, build_config)
+    if ranks.is_main:
+        for sentence in unused_settings([stage.config for stage in stages]):
+            logger.warning("%s.", sentence)
+    legs = timeline_of(stages, ranks)
     for leg in legs:
         _warn_of_warmup(leg)
     resume_from = from_main(checkpoint_to_go_on_from(config, context.run_dir), ranks)
     saved = read_saved(resume_from) if resume_from else None
     done = steps_behind(config, saved, legs, context.origin)
     total = legs[-1].plan.last_step
-    left = [leg for leg in legs if leg.plan.last_step > done] or legs[-1:]
+    left = [leg for leg in legs if leg.plan.last_step > done]
     if done >= total:
         logger.info("The run is complete: %d of %d steps are done.", done, total)
+        left = legs[-1:] if done == total else []
     return [leg.starting_at(done) for leg in left], saved, total
 
 

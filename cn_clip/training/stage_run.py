@@ -164,7 +164,7 @@ def prepare_stage(context: RunContext, leg: Leg, saved: SavedRun | None, *, is_s
     average = None
     if config.ema.decay is not None:
         average = WeightAverage(engine.module, config.ema, config.parallel)
-    state = RunState(config.run.name, engine, context.origin, average, merge=merged)
+    state = RunState(config.run.name, engine, {**context.origin, "plan": leg.facts()}, average, merge=merged)
     if saved is not None:
         if not (is_start and config.run.reset_optimizer):
             # a stage's own settings hold from its first step; without stages the file's do, as in the reference

@@ -27,8 +27,20 @@ class Leg:
         return self.plan.last_step - self.plan.begin
 
     def starting_at(self, step: int) -> Leg:
-        """The same with so many steps of the run done."""
-        return replace(self, plan=replace(self.plan, first_step=max(step, self.plan.begin)))
+        """The same with so many steps of the run done, at most its own."""
+        first_step = min(max(step, self.plan.begin), self.plan.last_step)
+        return replace(self, plan=replace(self.plan, first_step=first_step))
+
+    def facts(self) -> dict[str, int | str]:
+        """What a checkpoint keeps of it, so that a position can be told in stages of other lengths."""
+        plan = self.plan
+        return {
+            "name": self.stage.name,
+            "begin": plan.begin,
+            "last_step": plan.last_step,
+            "epochs_before": plan.epochs_before,
+            "steps_per_epoch": plan.steps_per_epoch,
+        }
 
 
 def timeline_of(stages: Sequence[Stage], ranks: Ranks) -> list[Leg]:

@@ -99,6 +99,14 @@ def test_a_finished_run_says_so_and_changes_nothing(train: Train) -> None:
     assert "The run is complete: 3 of 3 steps" in "".join(path.read_text() for path in run.glob("out_*.log"))
 
 
+def test_a_run_that_has_more_steps_than_asked_is_complete_and_loses_none(train: Train) -> None:
+    run = train("--max-steps=3")
+    before = {path: path.read_bytes() for path in (run / "metrics.jsonl", run / "resolved.yaml")}
+    train("--max-steps=2")
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert "The run is complete: 3 of 2 steps" in "".join(path.read_text() for path in run.glob("out_*.log"))
+
+
 def test_reset_flags_take_weights_only(train: Train) -> None:
     first = train("--max-steps=3")
     latest = first / "checkpoints" / "epoch_latest.pt"

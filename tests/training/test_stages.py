@@ -117,3 +117,53 @@ def test_wrong_stages_are_told_before_anything_starts(stages: list[dict[str, Any
 def test_stages_need_checkpoints(train: Train, staged: str) -> None:
     with pytest.raises(ConfigError, match="checkpoint.enabled"):
         train(staged, "--logs=None")
+
+
+def with_stages(tmp_path: Path, stages: list[dict[str, Any]], name: str) -> str:
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"stages": stages}))
+    return f"--config={path}"
+
+
+SHORT: list[dict[str, Any]] = [{"name": "one", "steps": 2}, {"name": "two", "epochs": 1}]
+"""Of batches of 4: steps 1 and 2, and 3 to 8."""
+
+
+@pytest.fixture
+def short(train: Train, tmp_path: Path) -> Path:
+    return train(with_stages(tmp_path, SHORT, "short"), "--save-step-frequency=1", name="short")
+
+
+@pytest.mark.parametrize(
+    ("file", "stages", "words", "steps", "said"),
+    [
+        # the 4th step is the second of stage two's epoch: with other batches on after that epoch, which is its last
+        ("epoch_2_4.pt", SHORT, ["--batch-size=8"], [], "global batch: 4 -> 8"),
+        # in the first stage: after its epoch, capped by its end
+        ("epoch_1_1.pt", SHORT, ["--batch-size=8"], [3, 4, 5], "global batch: 4 -> 8"),
+        # an earlier stage was made longer: the place in its own stage holds, and nothing before it comes again
+        ("epoch_2_4.pt", [{"name": "one", "steps": 4}, SHORT[1]], [], [7, 8, 9, 10], "one of 2 steps -> one of 4"),
+        ("epoch_2_4.pt", [SHORT[1]], [], [3, 4, 5, 6], "2 stages -> 1"),
+        ("epoch_2_4.pt", [{"name": "new", "steps": 1}, *SHORT], [], [6, 7, 8, 9], "2 stages -> 3"),
+        ("epoch_2_4.pt", [SHORT[0]], [], [], "has no stage 2, which the checkpoint is from"),
+        ("epoch_2_4.pt", [SHORT[0], {"name": "two", "steps": 1}], [], [], "two of 1 epochs -> two of 1 steps"),
+    ],
+)  # fmt: skip
+def test_a_place_is_told_in_the_stages_as_they_are_now(
+    train: Train, short: Path, tmp_path: Path, file: str, stages: list[dict[str, Any]], words: list[str],
+    steps: list[int], said: str,
+) -> None:  # fmt: skip
+    source = short / "checkpoints" / file
+    run = train(with_stages(tmp_path, stages, "other"), f"--resume={source}", *words, name="other")
+    found = [row["step"] for row in rows(run)] if (run / "metrics.jsonl").exists() else []
+    assert found == steps
+    log = "".join(path.read_text() for path in run.glob("out_*.log"))
+    assert said in log and "WARNING" in log
+
+
+def test_stages_as_they_were_are_not_warned_of(train: Train, short: Path, tmp_path: Path) -> None:
+    source = short / "checkpoints" / "epoch_2_4.pt"
+    run = train(with_stages(tmp_path, SHORT, "again"), f"--resume={source}", name="again")
+    assert [row["step"] for row in rows(run)] == [5, 6, 7, 8]
+    log = "".join(path.read_text() for path in run.glob("out_*.log"))
+    assert "stages are not those" not in log and "meets other pairs" not in log
