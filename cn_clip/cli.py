@@ -24,10 +24,6 @@ COMMANDS = {
         "what is in a data set, and what to mind in training on it",
     ),
     "summary": ("cn_clip.training.write_summary", "summary.md and plots of a run, made again"),
-    "doctor": (
-        "cn_clip.training.doctor",
-        "what this machine and these settings can do, and what bounds a run",
-    ),
     "consolidate": ("cn_clip.training.consolidate", "a sharded checkpoint -> one file"),
     "convert-openai": (
         "cn_clip.preprocess.transform_openai_pretrain_weights",

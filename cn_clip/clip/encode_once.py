@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from timm.layers import PatchDropout
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # the common base of BatchNorm2d and SyncBatchNorm
+from torch.nn.modules.dropout import _DropoutNd  # of all dropouts
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,10 @@ def is_repeatable(tower: nn.Module, mask_ratio: float = 0.0) -> bool:
 def _depends(module: nn.Module) -> bool:
     if isinstance(module, _BatchNorm):
         return module.training or not module.track_running_stats
-    if isinstance(module, nn.Dropout):
+    if isinstance(module, _DropoutNd):
         return module.training and module.p > 0
+    if isinstance(module, PatchDropout):
+        return module.training and module.prob > 0
     # of other libraries: stochastic depth, and models that drop without a module for it
     shares = [value for name, value in vars(module).items() if "drop" in name]
     return module.training and any(isinstance(share, float) and share > 0 for share in shares)

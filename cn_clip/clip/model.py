@@ -10,6 +10,7 @@ import dataclasses
 import importlib.util
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -295,7 +296,13 @@ def _unit(features_BE: Tensor) -> Tensor:
 
 
 def _normalised(image_BCHW: Tensor) -> Tensor:
+    mean, std = _mean_and_std(image_BCHW.device)
+    return (image_BCHW.float() / 255 - mean) / std
+
+
+@lru_cache(maxsize=8)  # to make them on a GPU is to wait for it
+def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
     from cn_clip.clip.transform import MEAN, STD
 
-    mean, std = (torch.tensor(values, device=image_BCHW.device).view(-1, 1, 1) for values in (MEAN, STD))
-    return (image_BCHW.float() / 255 - mean) / std
+    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (MEAN, STD))
+    return mean, std

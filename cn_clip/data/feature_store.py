@@ -39,17 +39,22 @@ class FeatureStore:
 
     def read(self, one_id: int) -> Tensor:
         """(E,) of one id; DataError when there are none, or none that are numbers."""
-        place = int(np.searchsorted(self._ids, one_id))
-        if place == len(self._ids) or self._ids[place] != one_id:
-            raise DataError(f"{self.path} has no features of id {one_id}: delete the folder to make them anew")
-        feature_E = torch.from_numpy(self._features[place].copy())
-        if not feature_E.isfinite().all():
-            raise DataError(f"the picture {one_id} could not be read when {self.path} was made")
-        return feature_E
+        return self.of(torch.tensor([one_id]))[0]
 
     def of(self, ids_B: Tensor) -> Tensor:
-        """(B, E), on the CPU."""
-        return torch.stack([self.read(one_id) for one_id in ids_B.tolist()])
+        """(B, E), on the CPU; DataError as for one."""
+        ids = ids_B.cpu().numpy()
+        places = np.searchsorted(self._ids, ids).clip(max=max(len(self._ids) - 1, 0))
+        missing = ids[self._ids[places] != ids] if len(self._ids) else ids
+        if len(missing):
+            raise DataError(
+                f"{self.path} has no features of id {missing[0]}: delete the folder to make them anew"
+            )
+        features_BE = torch.from_numpy(self._features[places])
+        unreadable = ~features_BE.isfinite().all(1).numpy()
+        if unreadable.any():
+            raise DataError(f"the picture {ids[unreadable][0]} could not be read when {self.path} was made")
+        return features_BE
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}

@@ -16,6 +16,7 @@ from cn_clip.clip.presets import image_preset, text_preset
 from cn_clip.clip.weights import load_image_tower, load_into, load_text_tower, model_weights, read_checkpoint
 from cn_clip.config.load import build, to_plain
 from cn_clip.config.schema import Model, Part, Settings, TrainConfig
+from cn_clip.data.pairs import PairSource
 from cn_clip.errors import ConfigError
 from cn_clip.losses.pair import PairLoss, sigmoid
 from cn_clip.parallel.engines import Engine
@@ -23,13 +24,16 @@ from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.parallel.rng import seeded, stable_seed
 from cn_clip.parallel.wrap import wrap
-from cn_clip.training.contrastive_task import ContrastiveTask, Encoding
+from cn_clip.training.contrastive_task import ContrastiveTask
 from cn_clip.training.distillation import Distillation, check_distillation
+from cn_clip.training.encoding import Encoding
 from cn_clip.training.feature_cache import check_feature_cache
 from cn_clip.training.mask_schedule import MaskSchedule
 from cn_clip.training.registry import module_of, resolve_options
 from cn_clip.training.stages import stages_of
 from cn_clip.training.timeline import Leg
+from cn_clip.training.unused_settings import check_engine_settings
+from cn_clip.training.validation import check_recall
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +56,8 @@ def build_config(settings: Settings) -> TrainConfig:
     if checked.stages:
         stages_of(checked, build_config)  # each is checked with what it changes
     else:
+        check_engine_settings(checked)
+        check_recall(checked.validate)
         check_feature_cache(checked)
         check_distillation(checked)
     return checked
@@ -88,6 +94,17 @@ def initialise(model: CLIP, path: str) -> None:
     logger.info("Weights of both towers taken from '%s'.", path)
 
 
+def _can_halve(config: TrainConfig, engine: Engine[CLIP]) -> bool:
+    """Whether a rank that runs out of memory can tell the others, who wait for it inside a forward or backward pass else."""
+    can = engine.passes_are_local and not config.parallel.sync_batchnorm
+    if not can:
+        logger.info(
+            "Running out of memory ends this run: train.on_out_of_memory=halve needs parallel.engine=ddp or zero1, and no "
+            "parallel.sync_batchnorm."
+        )
+    return can
+
+
 def build_task(
     config: TrainConfig,
     leg: Leg,
@@ -104,10 +121,11 @@ def build_task(
         keyed=config.train.randomness == "pair",
         text_groups=config.train.text_groups,
         once=config.train.encode_once,
-        same_pictures=config.data.augment.type == "none",
-        # in a pass of sharded weights the other ranks would wait for one that ran short
-        survives_shortage=config.train.on_out_of_memory == "halve"
-        and (engine.ranks.world_size == 1 or engine.passes_are_local),
+        # a tar may give two pictures one id; an LMDB refuses to
+        same_pictures=config.data.augment.type == "none" and isinstance(leg.sources.train, PairSource),
+        masks=config.model.mask_ratio > 0,
+        longest=config.data.context_length,
+        survives_shortage=config.train.on_out_of_memory == "halve" and _can_halve(config, engine),
     )
     options = config.loss.options
     return ContrastiveTask(engine, pair_loss, options, encoding, frozen=frozen, distillation=distillation)

@@ -3,51 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # the common base of BatchNorm2d and SyncBatchNorm
 
-from cn_clip.clip.encode_once import Distinct, distinct_ids, distinct_rows, is_repeatable
 from cn_clip.clip.model import CLIP
 from cn_clip.data.batches import PairBatch
 from cn_clip.errors import DeviceError
 from cn_clip.losses.pair import PairLoss, SharedOptions
 from cn_clip.parallel.engines import Engine
-from cn_clip.parallel.rng import pair_keys, seeded, stable_seed
+from cn_clip.parallel.rng import seeded, stable_seed
 from cn_clip.parallel.wrap import batch_statistics_only, set_training_mode
 from cn_clip.training.accumulation import Accumulation
-from cn_clip.training.distillation import Distillation, student_features
+from cn_clip.training.distillation import Distillation
+from cn_clip.training.encoding import Encoding, Inputs, Preparation
 from cn_clip.training.global_loss import Features, GlobalLoss, gather_ids, global_loss
-from cn_clip.training.out_of_memory import MicroBatchTooLargeError, free_memory
+from cn_clip.training.out_of_memory import MicroBatchTooLargeError, free_memory, is_out_of_memory
 from cn_clip.training.task import StepReport
+from cn_clip.training.teachers import Taught
 
 logger = logging.getLogger(__name__)
 
 MAX_LOGIT_SCALE = 4.6052  # ln 100 (arXiv:2103.00020, section 2.5), rounded as the reference rounds it
 
 
-@dataclass(frozen=True, kw_only=True)
-class Encoding:
-    """How micro-batches are encoded."""
-
-    seed: int
-    mask_ratio: Callable[[int], float] = lambda step: 0.0
-    """Optimizer step, from 1 -> share of the patches that are left out."""
-    keyed: bool = True
-    """Dropout and masks follow each pair's place in the global batch; else the micro-batch."""
-    text_groups: int = 1
-    """Groups of like length that captions are encoded in."""
-    once: bool = True
-    """Encode what comes twice in a micro-batch once, where nothing random tells the two apart."""
-    same_pictures: bool = False
-    """Whether a picture that comes twice looks the same both times: no augmentation."""
-    survives_shortage: bool = True
-    """Halve the micro-batch where memory runs out."""
+LARGER = 1.1
+"""Growth of the patches that are kept, as masks grow thin, from which on a micro-batch is tried out again."""
 
 
 class ContrastiveTask:
@@ -68,25 +52,29 @@ class ContrastiveTask:
         self._frozen, self._ranks, self._distillation = frozen, engine.ranks, distillation
         self.pieces = 1
         """What each micro-batch of the loader is cut into; only memory decides."""
-        self._fits = engine.ranks.world_size == 1 or not encoding.survives_shortage
-        """Whether micro-batches of this size have gone through forward and backward, or need not be tried."""
+        self._preparation = Preparation(engine.module, encoding)
+        self._tried_kept = 0.0
+        """Share of the patches that a micro-batch of this size has gone through forward and backward with."""
 
     def accumulate_gradients(
         self, batches: Sequence[PairBatch], step: int, *, notices: int = 0, diagnose: bool = False
     ) -> StepReport:
-        statistics = _copied(_statistics(self.module)) if self._encoding.survives_shortage else {}
+        survives = self._encoding.survives_shortage
+        statistics = _copied(_statistics(self.module)) if survives else {}
         while True:
             parts = [part for batch in batches for part in self._cut(batch)]
-            if self._distillation is not None:
-                self._distillation.begin()
             try:
-                self._rehearse(parts, step)
-                found = self._attempt(parts, step, notices=notices, diagnose=diagnose)
-                self._fits = True
-                report = self._report(found)
+                report = self._report(self._attempt(parts, step, notices=notices, diagnose=diagnose))
                 return report.with_numbers(mask_ratio=self._encoding.mask_ratio(step)) if diagnose else report
             except MicroBatchTooLargeError:
                 largest = max(len(part) for part in parts)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise DeviceError(
+                    f"memory ran out at step {step}: lower train.batch_size and raise train.accumulate as much, which changes "
+                    "nothing else, or set model.recompute=true; the same command then goes on from the latest checkpoint"
+                ) from error
             self._halve(largest, step)
             _restore(_statistics(self.module), statistics)
 
@@ -105,7 +93,7 @@ class ContrastiveTask:
         self.engine.zero_grad()
         free_memory()
         self.pieces *= 2
-        self._fits = self._ranks.world_size == 1
+        self._tried_kept = 0.0
         logger.warning(
             "Memory ran out at step %d: micro-batches are cut to %d pairs, the same step is repeated. It gives %s; to spare "
             "the attempt next time, lower train.batch_size and raise train.accumulate.",
@@ -123,17 +111,30 @@ class ContrastiveTask:
         norms = (module for module in self.module.modules() if isinstance(module, _BatchNorm))
         return self._encoding.keyed and not any(norm.training for norm in norms)
 
-    def _rehearse(self, parts: Sequence[PairBatch], step: int) -> None:
-        """Once for each size: forward and backward of one micro-batch, so that no rank runs short where others wait for it."""
-        if self._fits:
+    def _rehearse(self, part: PairBatch, step: int) -> None:
+        """Forward and backward of one micro-batch with captions as long as any, so that no rank runs short later, where the
+        others wait for it. Once for each size, and again where clearly more patches are kept; all ranks alike."""
+        kept = 1 - self._encoding.mask_ratio(step)
+        if (
+            not self._shares_shortage
+            or kept < LARGER * self._tried_kept
+            and (kept < 1 or self._tried_kept == 1)
+        ):
             return
-        accumulation = Accumulation(engine=self.engine, sizes=[len(parts[0])])
+        accumulation = Accumulation(engine=self.engine, sizes=[len(part)])
+        passes = _Passes(self, [self._preparation.longest(part)], step)
         with self.engine.without_sync(), batch_statistics_only(self.module):
-            accumulation.rehearse(lambda number: self._encode(parts, number, step))
+            accumulation.rehearse(passes.encode)
         self.engine.zero_grad()
+        self._tried_kept = kept
+
+    @property
+    def _shares_shortage(self) -> bool:
+        return self._encoding.survives_shortage and self._ranks.world_size > 1
 
     def _attempt(self, parts: Sequence[PairBatch], step: int, *, notices: int, diagnose: bool) -> GlobalLoss:
-        gather = self._options.gather
+        self._rehearse(parts[0], step)
+        gather, passes = self._options.gather, _Passes(self, parts, step)
 
         def loss_of(features: Sequence[Features] | None) -> GlobalLoss:
             gathered = gather_ids(
@@ -156,65 +157,7 @@ class ContrastiveTask:
             tower_share=1.0 if self._options.gradient == "exact" else 1 / self._ranks.world_size,
             survives_shortage=self._encoding.survives_shortage,
         )
-        return accumulation.run(lambda number: self._encode(parts, number, step), loss_of)
-
-    def _encode(self, parts: Sequence[PairBatch], number: int, step: int) -> Features:
-        part, encoding = parts[number], self._encoding
-        # Numbered in the global batch, not in this rank: as many ranks with the same micro-batches see the same.
-        batch, piece = divmod(number, self.pieces)
-        place = (batch * self._ranks.world_size + self._ranks.rank) * self.pieces + piece
-        with (
-            seeded(stable_seed(encoding.seed, step, place), self._ranks.device),
-            self.engine.precision.autocast(),
-        ):
-            said = self.engine(*self._inputs(part, step), **self._options_of(part, step))
-        return self._with_taught(said, parts, number)
-
-    def _with_taught(self, said: tuple[Tensor, ...], parts: Sequence[PairBatch], number: int) -> Features:
-        """With what a teacher adds, for the model's output on one micro-batch."""
-        image, text, scale, *further = said
-        features = Features(image, text, scale, further[0] if further else None)
-        if self._distillation is None:
-            return features
-        with torch.no_grad(), self.engine.precision.autocast():
-            taught = self._distillation.of(number, parts[number])
-        if self._distillation.compares_similarities:
-            return replace(features, taught=taught)
-        num_pairs = sum(map(len, parts)) * self._ranks.world_size
-        compared = student_features(image, further[1] if len(further) > 1 else None)
-        return replace(features, own_loss=self._distillation.own_loss(compared, taught, num_pairs))
-
-    def _inputs(self, part: PairBatch, step: int) -> tuple[Tensor, Tensor]:
-        """Pictures and token ids to be encoded: of what comes twice, the first one."""
-        once = self._once(part, step)
-        tokens_TL = _all_tokens(part, self.module.bert.pad_id)
-        images = part.images_BCHW if once.images is None else part.images_BCHW[once.images.first_U]
-        return images, tokens_TL if once.texts is None else tokens_TL[once.texts.first_U]
-
-    def _options_of(self, part: PairBatch, step: int) -> dict[str, Any]:  # Any: the model's own options
-        encoding, once = self._encoding, self._once(part, step)
-        options: dict[str, Any] = {"mask_ratio": encoding.mask_ratio(step)}
-        if encoding.keyed:
-            options["keys_B"] = pair_keys(stable_seed(encoding.seed, step), part.positions_B)
-        if encoding.text_groups > 1:
-            options["text_groups"] = encoding.text_groups
-        if once.images is not None:
-            options["image_rows"] = once.images.rows_B
-        if once.texts is not None:
-            options["text_rows"] = once.texts.rows_B
-        return options
-
-    def _once(self, part: PairBatch, step: int) -> _Once:
-        encoding = self._encoding
-        if not encoding.once:
-            return _Once(None, None)
-        visual, bert = cast(nn.Module, self.module.visual), cast(nn.Module, self.module.bert)
-        images = texts = None
-        if encoding.same_pictures and is_repeatable(visual, encoding.mask_ratio(step)):
-            images = distinct_ids(part.image_ids_B)
-        if is_repeatable(bert):
-            texts = distinct_rows(_all_tokens(part, self.module.bert.pad_id))
-        return _Once(*(found if found is not None and found.saves else None for found in (images, texts)))
+        return accumulation.run(passes.encode, loss_of)
 
     def _report(self, found: GlobalLoss) -> StepReport:
         numbers = {
@@ -240,31 +183,59 @@ class ContrastiveTask:
 
     def train_mode(self) -> None:
         set_training_mode(self.module, self._frozen)
-        bert = cast(nn.Module, self.module.bert)
-        if not any(parameter.requires_grad for parameter in bert.parameters()):
-            bert.eval()  # dropout is for what learns
+        self._preparation.train_mode()
 
 
-@dataclass(frozen=True)
-class _Once:
-    """What of a micro-batch is encoded once; None: all of it."""
+class _Passes:
+    """The forward passes over the micro-batches of one step; what both passes over one have in common is found once."""
 
-    images: Distinct | None
-    texts: Distinct | None
+    def __init__(self, task: ContrastiveTask, parts: Sequence[PairBatch], step: int) -> None:
+        self._task, self._parts, self._step = task, parts, step
+        self._inputs: dict[int, Inputs] = {}
+        self._taught: dict[int, Taught] = {}
 
+    def encode(self, number: int) -> Features:
+        """Features of a micro-batch; a second time they are the same."""
+        task, engine = self._task, self._task.engine
+        if number not in self._inputs:
+            self._inputs[number] = task._preparation.inputs(self._parts[number], self._step)
+        inputs = self._inputs[number]
+        with seeded(self._seed(number), engine.ranks.device), engine.precision.autocast():
+            said = engine(inputs.images, inputs.tokens, **inputs.options)
+        image, text, scale, *further = said
+        features = Features(image, text, scale, further[0] if further else None)
+        if task._distillation is None:
+            return features
+        return self._with_taught(
+            features, further[1] if len(further) > 1 else None, number, task._distillation
+        )
 
-def _all_tokens(part: PairBatch, pad_id: int) -> Tensor:
-    """(T, L) captions of the pairs, then their hard negatives."""
-    if part.negatives is None:
-        return part.tokens_BL
-    both = (part.tokens_BL, part.negatives.tokens_KL)
-    longest = max(tokens.shape[1] for tokens in both)
-    return torch.cat([F.pad(tokens, (0, longest - tokens.shape[1]), value=pad_id) for tokens in both])
+    def _seed(self, number: int) -> int:
+        """Numbered in the global batch, not in this rank: as many ranks with the same micro-batches see the same."""
+        task, ranks = self._task, self._task.engine.ranks
+        batch, piece = divmod(number, task.pieces)
+        place = (batch * ranks.world_size + ranks.rank) * task.pieces + piece
+        return stable_seed(task._encoding.seed, self._step, place)
+
+    def _with_taught(
+        self, features: Features, projected_mF: Tensor | None, number: int, distillation: Distillation
+    ) -> Features:
+        """With what a teacher adds for the same pairs."""
+        if number not in self._taught:
+            with torch.no_grad(), self._task.engine.precision.autocast():
+                self._taught[number] = distillation.taught(self._parts[number])
+        taught = self._taught[number]
+        if distillation.compares_similarities:
+            return replace(features, taught=taught)
+        num_pairs = sum(map(len, self._parts)) * self._task.engine.ranks.world_size
+        compared = features.image if projected_mF is None else projected_mF
+        return replace(features, own_loss=distillation.own_loss(compared, taught, num_pairs))
 
 
 def _statistics(model: nn.Module) -> dict[str, Tensor]:
     """What a forward pass in training mode changes."""
-    return dict(model.named_buffers())
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    return {f"{name}.{own}": buffer for name, norm in norms.items() for own, buffer in norm.named_buffers()}
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

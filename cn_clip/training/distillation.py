@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cn_clip.clip.model import CLIP
+from cn_clip.clip.presets import text_preset
 from cn_clip.config.schema import Distill, TrainConfig
 from cn_clip.data.batches import PairBatch
 from cn_clip.errors import ConfigError
@@ -21,25 +22,16 @@ from cn_clip.parallel.ranks import Ranks
 from cn_clip.training.teachers import Taught, Teacher, open_teacher
 
 
-@dataclass
+@dataclass(frozen=True)
 class Distillation:
     """A teacher and how much it counts."""
 
     teacher: Teacher
     settings: Distill
 
-    def __post_init__(self) -> None:
-        self._taught: dict[int, Taught] = {}
-
-    def begin(self) -> None:
-        """Other micro-batches come."""
-        self._taught.clear()
-
-    def of(self, number: int, part: PairBatch) -> Taught:
-        """What the teacher says of micro-batch `number`."""
-        if number not in self._taught:
-            self._taught[number] = self.teacher(part)
-        return self._taught[number]
+    def taught(self, part: PairBatch) -> Taught:
+        """What the teacher says of a micro-batch."""
+        return self.teacher(part, captions=self.compares_similarities)
 
     @property
     def compares_similarities(self) -> bool:
@@ -65,6 +57,11 @@ def open_distillation(config: TrainConfig, model: CLIP, ranks: Ranks) -> Distill
             f"distill.type is similarity, but {settings.teacher} says nothing of captions: give a checkpoint of two towers, or "
             "set distill.type=features"
         )
+    if settings.type == "similarity" and text_preset(config.model.text).tower != "roberta":
+        raise ConfigError(
+            f"distill.type is similarity, but the teacher reads the ids of the Chinese vocabulary, and {config.model.text} has its "
+            "own: set distill.type=features"
+        )
     if config.data.feature_cache is not None and teacher.needs_pictures:
         raise ConfigError(
             "data.feature_cache leaves no pictures for the teacher to look at: give a folder of its features as distill.teacher, "
@@ -89,11 +86,6 @@ def _opened(setting: str, ranks: Ranks) -> Teacher:
     first: Sequence[Teacher] = [open_teacher(setting, ranks.device)] if ranks.is_main else []
     any_rank([False], ranks)
     return first[0] if first else open_teacher(setting, ranks.device)
-
-
-def student_features(image_mE: Tensor, projected_mF: Tensor | None) -> Tensor:
-    """What is compared with the teacher's."""
-    return image_mE if projected_mF is None else projected_mF
 
 
 def taught_by(features: Sequence[Taught]) -> Taught:

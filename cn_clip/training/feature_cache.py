@@ -23,11 +23,12 @@ from cn_clip.clip.model import CLIP
 from cn_clip.config.schema import TrainConfig
 from cn_clip.data.feature_store import FeatureStore, FeatureWriter, is_feature_store, open_features
 from cn_clip.data.pairs import PairSource, PairStream
-from cn_clip.errors import ConfigError
+from cn_clip.errors import ConfigError, Preempted
 from cn_clip.parallel.engines import Engine
 from cn_clip.parallel.gather import any_rank, from_main
 from cn_clip.parallel.watchdog import Watchdog
 from cn_clip.training.run_dir import RunDir
+from cn_clip.training.stop_signals import StopSignals
 from cn_clip.training.training_data import TrainingData
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ def cached_features(
     source: PairSource | PairStream,
     run_dir: RunDir,
     watchdog: Watchdog,
+    stop: StopSignals,
 ) -> FeatureStore | None:
     """Features of all training pictures, made now where the folder has not those of this tower. Collective."""
     if config.data.feature_cache is None:
@@ -74,7 +76,7 @@ def cached_features(
         logger.info("Features of %d pictures are in %s.", len(ids_n), folder)
         return open_features(folder)
     _check_room(folder, len(ids_n), engine)
-    _make(config, engine, data, folder, ids_n, first_n, watchdog)
+    _make(config, engine, data, folder, ids_n, first_n, watchdog, stop)
     if engine.ranks.is_main:
         FeatureWriter(folder).finish(fingerprint)
     any_rank([False], engine.ranks)  # the others wait until it is whole
@@ -128,6 +130,7 @@ def _make(
     ids_n: NDArray[np.int64],
     first_n: NDArray[np.int64],
     watchdog: Watchdog,
+    stop: StopSignals,
 ) -> None:
     """Every rank encodes a part of each round; all do as many forward passes, which sharded weights need."""
     ranks, size = engine.ranks, config.train.batch_size
@@ -151,4 +154,8 @@ def _make(
         # a picture that another one stands in for keeps none
         own_B = batch.image_ids_B == torch.from_numpy(ids_n[place]).to(ranks.device)
         writer.write(place, torch.where(own_B[:, None], features_BE, torch.nan))
+        if any_rank([stop.received is not None], ranks)[0]:
+            raise Preempted(
+                f"stopped by a signal while the features of {folder} were made: the same command begins with them again"
+            )
     writer.flush()

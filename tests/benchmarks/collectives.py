@@ -219,7 +219,8 @@ def our_runs(flags: Namespace) -> Runs:
     from cn_clip.parallel.precision import Precision
     from cn_clip.parallel.ranks import Ranks, start_ranks
     from cn_clip.parallel.wrap import wrap
-    from cn_clip.training.contrastive_task import ContrastiveTask, Encoding
+    from cn_clip.training.contrastive_task import ContrastiveTask
+    from cn_clip.training.encoding import Encoding
     from cn_clip.training.optimizer import build_optimizer
 
     def batch(ranks: Ranks) -> PairBatch:

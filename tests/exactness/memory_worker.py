@@ -17,7 +17,8 @@ from cn_clip.losses.pair import contrastive
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import start_ranks
 from cn_clip.parallel.wrap import wrap
-from cn_clip.training.contrastive_task import ContrastiveTask, Encoding
+from cn_clip.training.contrastive_task import ContrastiveTask
+from cn_clip.training.encoding import Encoding
 
 IMAGE_PX = 256
 

@@ -21,8 +21,9 @@ from cn_clip.losses.pair import contrastive
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.parallel.wrap import wrap
-from cn_clip.training.contrastive_task import ContrastiveTask, Encoding
+from cn_clip.training.contrastive_task import ContrastiveTask
 from cn_clip.training.distillation import Distillation
+from cn_clip.training.encoding import Encoding
 from cn_clip.training.teachers import open_teacher
 from cn_clip.training.teachers.checkpoint import CheckpointTeacher
 from tests.training.conftest import Train
@@ -90,10 +91,10 @@ def test_a_checkpoint_teaches_at_its_own_size(tmp_path: Path) -> None:
     torch.manual_seed(1)
     large = build_model("tiny-vit", "tiny-bert", 64)
     teacher = open_teacher(str(save(tmp_path / "teacher.pt", large)), CPU)
-    taught = teacher(batch())
+    taught = teacher(batch(), captions=True)
     assert taught.image_BF.shape == (8, 16) and taught.text_BF is not None
     torch.testing.assert_close(taught.image_BF.norm(dim=1), torch.ones(8))
-    own_size = CheckpointTeacher(model(1).eval(), 32)(batch()).image_BF
+    own_size = CheckpointTeacher(model(1).eval(), 32)(batch(), captions=False).image_BF
     expected = model(1).eval().encode_image(batch().images_BCHW)
     torch.testing.assert_close(own_size, F.normalize(expected, dim=1))
 
@@ -123,20 +124,22 @@ def test_a_hugging_face_folder_teaches(tmp_path: Path) -> None:
     pixels = torch.full((2, 3, 16, 16), (128 / 255 - 0.5) / 0.25)
     said = made.get_image_features(pixel_values=pixels)
     expected = said if isinstance(said, torch.Tensor) else said.pooler_output
-    torch.testing.assert_close(teacher(grey).image_BF, F.normalize(expected, dim=1))
+    torch.testing.assert_close(teacher(grey, captions=False).image_BF, F.normalize(expected, dim=1))
     assert teacher.width == 12 and not teacher.knows_captions
 
 
 def test_features_on_disk_teach_by_id(tmp_path: Path) -> None:
     rows = [{"image_id": 7 - n, "feature": [float(n), 3.0]} for n in range(8)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    taught = open_teacher(str(tmp_path / "t.jsonl"), CPU)(batch())
+    taught = open_teacher(str(tmp_path / "t.jsonl"), CPU)(batch(), captions=False)
     expected = F.normalize(torch.tensor([[7.0 - i, 3.0] for i in range(8)]), dim=1)
     torch.testing.assert_close(taught.image_BF, expected)
     writer = FeatureWriter.begin(tmp_path / "folder", np.arange(8), 2)
     writer.write(slice(0, 8), expected)
     writer.finish("x")
-    torch.testing.assert_close(open_teacher(str(tmp_path / "folder"), CPU)(batch()).image_BF, expected)
+    torch.testing.assert_close(
+        open_teacher(str(tmp_path / "folder"), CPU)(batch(), captions=False).image_BF, expected
+    )
 
 
 def test_what_is_no_teacher_is_told(train: Train) -> None:

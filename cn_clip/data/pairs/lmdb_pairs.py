@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cn_clip.data.pairs import PairColumns, PairSource, RawPair
 from cn_clip.data.permutations import mixed
-from cn_clip.data.store import open_split
+from cn_clip.data.store import ImageStore, open_split
 from cn_clip.parallel.rng import stable_seed
 
 
@@ -34,7 +34,7 @@ class LmdbPairs(PairSource):
     def __init__(self, path: str) -> None:
         self._split = open_split(path)
         self.num_images = len(self._split.images)
-        self.content = " ".join(str(shard.content) for shard in self._split.images.shards)
+        self.content = _content(self._split.images)
 
     def __len__(self) -> int:
         return len(self._split.pairs)
@@ -63,6 +63,15 @@ class LmdbPairs(PairSource):
     @cached_property
     def _columns(self) -> PairColumns:
         return self._split.pairs.columns()
+
+
+def _content(images: ImageStore) -> str:
+    """Digest of the pictures; of a store that keeps none, what its file shows from outside."""
+    if all(shard.content is not None for shard in images.shards):
+        return " ".join(str(shard.content) for shard in images.shards)
+    file = images.path / "data.mdb"
+    status = file.stat()
+    return f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
 
 
 class OneCaptionPerPicture(PairSource):

@@ -14,7 +14,8 @@ from cn_clip.losses.pair import PairLoss
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.training.build import build_clip, parallelize
-from cn_clip.training.contrastive_task import ContrastiveTask, Encoding
+from cn_clip.training.contrastive_task import ContrastiveTask
+from cn_clip.training.encoding import Encoding
 from cn_clip.training.freezing import freeze_towers
 from cn_clip.training.optimizer import build_optimizer
 from cn_clip.training.registry import module_of

@@ -57,8 +57,8 @@ class Teacher(Protocol):
         """Whether it looks at the batch's pictures, not at their ids alone."""
         ...
 
-    def __call__(self, batch: PairBatch) -> Taught:
-        """Of the batch's pictures and captions; carries no gradient."""
+    def __call__(self, batch: PairBatch, *, captions: bool) -> Taught:
+        """Of the batch's pictures, and of its `captions` where asked for; carries no gradient."""
         ...
 
 

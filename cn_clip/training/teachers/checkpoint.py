@@ -34,9 +34,10 @@ class CheckpointTeacher:
         self.width = model.text_projection.shape[1]
 
     @torch.no_grad()
-    def __call__(self, batch: PairBatch) -> Taught:
+    def __call__(self, batch: PairBatch, *, captions: bool) -> Taught:
         images = shown_to_teacher(batch.images_BCHW, self._image_px)
-        image_BF = self._model.encode_image(images).float()
-        text_BF = self._model.encode_text(batch.tokens_BL).float()
-        scale = self._model.logit_scale.exp().float()
-        return Taught(F.normalize(image_BF, dim=-1), F.normalize(text_BF, dim=-1), scale)
+        image_BF = F.normalize(self._model.encode_image(images).float(), dim=-1)
+        if not captions:
+            return Taught(image_BF)
+        text_BF = F.normalize(self._model.encode_text(batch.tokens_BL).float(), dim=-1)
+        return Taught(image_BF, text_BF, self._model.logit_scale.exp().float())

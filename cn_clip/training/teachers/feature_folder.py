@@ -28,7 +28,7 @@ class FeatureTeacher:
     def __init__(self, store: FeatureStore) -> None:
         self._store, self.width = store, store.dim
 
-    def __call__(self, batch: PairBatch) -> Taught:
+    def __call__(self, batch: PairBatch, *, captions: bool) -> Taught:
         image_BF = self._store.of(batch.image_ids_B.cpu()).to(batch.image_ids_B.device)
         return Taught(F.normalize(image_BF, dim=-1))
 

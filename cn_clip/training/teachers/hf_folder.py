@@ -47,7 +47,7 @@ class HfTeacher:
         self.width = int(self._features(blank).shape[1])
 
     @torch.no_grad()
-    def __call__(self, batch: PairBatch) -> Taught:
+    def __call__(self, batch: PairBatch, *, captions: bool) -> Taught:
         images = shown_to_teacher(batch.images_BCHW, self._image_px, self._mean, self._std)
         return Taught(F.normalize(self._features(images).float(), dim=-1))
 

@@ -39,7 +39,7 @@ class ModelScopeTeacher:
         self.width = int(self._features(torch.zeros(1, 3, IMAGE_PX, IMAGE_PX, device=device)).shape[1])
 
     @torch.no_grad()
-    def __call__(self, batch: PairBatch) -> Taught:
+    def __call__(self, batch: PairBatch, *, captions: bool) -> Taught:
         return Taught(F.normalize(self._features(shown_to_teacher(batch.images_BCHW, IMAGE_PX)), dim=-1))
 
     @torch.no_grad()
