@@ -40,6 +40,7 @@ from cn_clip.training.schedule import Schedule
 from cn_clip.training.stages import stages_of
 from cn_clip.training.timeline import Leg, timeline_of
 from cn_clip.training.training_data import TrainingData
+from cn_clip.training.unused_settings import unused_settings
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class _DryRun:
         stages = stages_of(config, build_config)
         packages = dict.fromkeys(name for stage in stages for name in check_packages(stage.config, ranks))
         yield Line("settings", self._settings(len(stages)))
+        for sentence in unused_settings([stage.config for stage in stages]):
+            yield Line("no effect", sentence)
         if packages:
             yield Line("packages", ", ".join(packages))
         folder = check_writable(self._run_dir)

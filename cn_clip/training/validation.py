@@ -89,6 +89,15 @@ def number_names(settings: Validate) -> list[str]:
     return list(ValidationResult(0.0, 0.0, 0.0, 0.0, 1, retrieval).numbers())
 
 
+def check_recall(settings: Validate) -> None:
+    """ConfigError for a recall at nothing."""
+    if settings.recall and not (settings.recall_at and min(settings.recall_at) >= 1):
+        raise ConfigError(
+            f"validate.recall_at is {list(settings.recall_at)}: give numbers from 1 on, for example [1, 5, 10], or set "
+            "validate.recall=false"
+        )
+
+
 class Validation:
     """Validates one model on the sets of a run."""
 
@@ -104,11 +113,6 @@ class Validation:
         sets: name -> this rank's batches, as many on every rank; `MAIN_SET` is `data.valid`.
         watched: the same batches, each a sign of life (`Watchdog.watched`).
         """
-        if settings.recall and not (settings.recall_at and min(settings.recall_at) >= 1):
-            raise ConfigError(
-                f"validate.recall_at is {list(settings.recall_at)}: give numbers from 1 on, for example [1, 5, 10], or set "
-                "validate.recall=false"
-            )
         self._model, self._sets, self._ranks, self._settings = model, sets, ranks, settings
         self._watched = watched
 

@@ -176,4 +176,4 @@ def test_equal_captions_under_several_ids_are_right_for_each_others_pictures(
 @pytest.mark.parametrize("ks", ["[]", "[0,5]"])
 def test_recall_at_nothing_is_refused(train: Train, tiny_split: Path, ks: str) -> None:
     with pytest.raises(ConfigError, match="validate.recall_at"):
-        train("--max-steps=1", f"--val-data={tiny_split}", f"--set=validate.recall_at={ks}")
+        train("--max-steps=1", f"--val-data={tiny_split}", f"--set=validate.recall_at={ks}", "--dry-run")
