@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 
 def stable_seed(*parts: int) -> int:
@@ -30,18 +29,3 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         if device.type == "cuda":
             torch.cuda.manual_seed(seed)
         yield
-
-
-# multipliers of splitmix64 (Steele, Lea, Flood 2014) as signed 64-bit numbers
-_GOLDEN, _FIRST, _SECOND = (
-    value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-)
-
-
-def pair_keys(seed: int, positions_B: Tensor) -> Tensor:
-    """(B,) int64: a well-mixed function of the seed and of each pair's place in the global batch."""
-    keys_B = positions_B * _GOLDEN + seed
-    # int64 shifts are arithmetic: the masks cut off the copies of the sign
-    keys_B = (keys_B ^ ((keys_B >> 30) & ((1 << 34) - 1))) * _FIRST
-    keys_B = (keys_B ^ ((keys_B >> 27) & ((1 << 37) - 1))) * _SECOND
-    return keys_B ^ ((keys_B >> 31) & ((1 << 33) - 1))

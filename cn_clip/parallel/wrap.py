@@ -70,12 +70,6 @@ def batch_statistics_only(model: nn.Module) -> Iterator[None]:
             norm.track_running_stats = track
 
 
-def freeze(module: nn.Module) -> None:
-    """Take a module out of training: no gradients, and BatchNorm keeps the statistics it has."""
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-
-
 def set_training_mode(model: nn.Module, frozen: Sequence[nn.Module]) -> None:
     """Training mode for all, except BatchNorm of the frozen modules."""
     model.train()

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# multipliers of splitmix64's last step (Steele, Lea, Flood 2014), as signed numbers
+# step and multipliers of splitmix64 (Steele, Lea, Flood 2014), as signed numbers
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _FIRST_64, _SECOND_64 = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 # of a 32-bit hash of little bias (Chris Wellons, hash-prospector, "lowbias32"), as signed numbers
 _FIRST_32, _SECOND_32 = 0x7FEB352D, 0x846CA68B - 2**32
@@ -39,6 +40,11 @@ def mixed(keys: Tensor) -> Tensor:
     keys = (keys ^ _shifted(keys, 30)) * _FIRST_64
     keys = (keys ^ _shifted(keys, 27)) * _SECOND_64
     return keys ^ _shifted(keys, 31)
+
+
+def pair_keys(seed: int, positions_B: Tensor) -> Tensor:
+    """(B,) int64: a well-mixed function of the seed and of each pair's place in the global batch."""
+    return mixed(positions_B * _GOLDEN + seed)
 
 
 def site_keys(keys_B: Tensor, numbers_S: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from cn_clip.clip.encode_once import Distinct, distinct_ids, distinct_rows, is_repeatable
 from cn_clip.clip.model import CLIP
 from cn_clip.data.batches import PairBatch
-from cn_clip.parallel.rng import pair_keys, stable_seed
+from cn_clip.parallel.rng import stable_seed
+from cn_clip.towers.pair_random import pair_keys
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from open_clip.transformer import LayerNormFp32
 from torch import Tensor, nn
 
 from cn_clip.clip.model import CLIP, build_model
-from cn_clip.parallel.rng import pair_keys
 from cn_clip.parallel.wrap import batch_statistics_only
+from cn_clip.towers.pair_random import pair_keys
 
 NUM_PAIRS, LENGTH = 8, 14
 NO_DIFFERENCE = 1e-12  # of gradients in fp64, relative to their norm

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cn_clip.clip.model import CLIP, build_model
 from cn_clip.clip.presets import image_preset
 from cn_clip.clip.weights import load_into, state_for_file, state_for_run
-from cn_clip.config.schema import Optim, Parallel
+from cn_clip.config.schema import Model, Optim, Parallel
 from cn_clip.data.batches import PairBatch, trim_padding
 from cn_clip.errors import run_door
 from cn_clip.losses.pair import contrastive
@@ -23,11 +24,15 @@ from cn_clip.parallel.engines import Engine
 from cn_clip.parallel.gather import gather_objects
 from cn_clip.parallel.precision import LossScale, Precision
 from cn_clip.parallel.ranks import Ranks, start_ranks
-from cn_clip.parallel.wrap import freeze, wrap
-from cn_clip.training.contrastive_task import ContrastiveTask, Encoding
+from cn_clip.parallel.rng import stable_seed
+from cn_clip.parallel.wrap import wrap
+from cn_clip.towers.pair_random import pair_keys
+from cn_clip.training.contrastive_task import ContrastiveTask
+from cn_clip.training.encoding import Encoding
+from cn_clip.training.freezing import freeze_towers
 from cn_clip.training.optimizer import build_optimizer
 
-NUM_PAIRS, NUM_TOKENS = 16, 12
+NUM_PAIRS, NUM_TOKENS, SEED = 16, 12, 3
 
 
 def global_batch(image_px: int) -> PairBatch:
@@ -67,14 +72,8 @@ def small_model(case: dict[str, Any]) -> tuple[CLIP, list[torch.nn.Module]]:
     for module in model.modules():  # the towers' own dropouts have a rate `p`, whatever their class
         if isinstance(getattr(module, "p", None), float):
             module.p = case["dropout"]
-    frozen: list[torch.nn.Module] = {"image": [model.visual], "text": [model.bert], "none": []}[
-        case["frozen"]
-    ]
-    for tower in frozen:
-        freeze(tower)
-    if case["frozen"] == "text":  # the projection of the text features is the text tower's
-        model.text_projection.requires_grad_(False)
-    return model, frozen
+    settings = Model(freeze_image=case["frozen"] == "image", freeze_text=case["frozen"] == "text")
+    return model, freeze_towers(model, settings)
 
 
 SMOOTH = Optim(lr=0.01, beta1=0.9, beta2=0.98, eps=1e-2)
@@ -93,7 +92,7 @@ def build_case(case: dict[str, Any], ranks: Ranks) -> tuple[ContrastiveTask, Eng
     options = contrastive.Options(
         targets=case["targets"], gather=case["gather"], gradient=case["gradient"], tile=case["tile"]
     )
-    encoding = Encoding(seed=3, keyed=case["keyed"], mask_ratio=lambda step: float(case["mask_ratio"]))
+    encoding = Encoding(seed=SEED, keyed=case["keyed"], mask_ratio=lambda step: float(case["mask_ratio"]))
     task = ContrastiveTask(engine, contrastive.build(options), options, encoding, frozen=frozen)
     task.train_mode()
     return task, engine
@@ -144,13 +143,37 @@ def keep(path: Path, engine: Engine[CLIP]) -> sharded_files.Pending | None:
     return sharded_files.save(path.with_suffix(""), engine, {"step": 1}, asynchronous=True)
 
 
+def dense_local_loss(case: dict[str, Any], engine: Engine[CLIP], step: int) -> float:
+    """Mean of the losses that so many ranks have when each contrasts only its own pairs, by autograd in this process."""
+    world_size, whole = case["dense"], global_batch(image_preset(case["image"]).image_px)
+    keys_N = pair_keys(stable_seed(SEED, step), whole.positions_B)
+    loss = torch.zeros(())
+    for rank in range(world_size):
+        rows_R = (
+            whole.positions_B // (NUM_PAIRS // 4)
+        ) % world_size == rank  # four micro-batches, dealt in turn
+        image_RE, text_RE, scale, *_ = engine(
+            whole.images_BCHW[rows_R],
+            whole.tokens_BL[rows_R],
+            mask_ratio=case["mask_ratio"],
+            keys_B=keys_N[rows_R],
+        )
+        logits_RR, match_R = scale * image_RE @ text_RE.T, torch.arange(int(rows_R.sum()))
+        loss = loss + (F.cross_entropy(logits_RR, match_R) + F.cross_entropy(logits_RR.T, match_R)) / 2
+    loss = loss / world_size
+    engine.backward(loss)
+    return loss.item()
+
+
 def run_case(case: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """What two steps of one case came to: gradients of the last one, lengths of those of the first."""
     task, engine = build_case(case, ranks)
     if case["scaled"]:
         engine.precision.loss_scale = LossScale(enabled=True)
     batches = own_blocks(case, ranks)
-    norms, gradients, lengths, pending = [], {}, {}, None
+    norms, losses, pending, report = [], [], None, None
+    gradients: dict[str, Tensor] = {}
+    lengths: dict[str, float] = {}
     poisoned = poison(engine, batches[0]) if case["poisoned"] else 0.0
     if case["resumed"]:
         resume(Path(case["resumed"]), task, engine)
@@ -158,7 +181,11 @@ def run_case(case: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
         (2,) if case["resumed"] else (1, 2)
     ):  # twice: a reducer left in a wrong state shows at the second
         engine.zero_grad()
-        report = task.accumulate_gradients(batches, step)
+        if case["dense"]:
+            losses.append(dense_local_loss(case, engine, step))
+        else:
+            report = task.accumulate_gradients(batches, step)
+            losses.append(report.loss)
         gradients = {name: gradient.clone() for name, gradient in engine.gradients().items()}
         lengths = lengths or {name: float(gradient.norm()) for name, gradient in gradients.items()}
         norms.append(engine.step(case["max_norm"]))
@@ -171,9 +198,11 @@ def run_case(case: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
         "lengths": lengths,
         "norms": gather_objects(norms, ranks),
         "poisoned": gather_objects(poisoned, ranks),
+        "losses": losses,
         "report": {
             name: getattr(report, name)
             for name in ("loss", "image_to_text_accuracy", "text_to_image_accuracy", "logit_scale")
+            if report is not None
         },
         "weights": engine.model_state(),
         "moments": moments(engine),

@@ -11,6 +11,7 @@ from cn_clip.towers.pair_random import (
     kept,
     mixed,
     number_of,
+    pair_keys,
     part_keys,
     quantised,
     random_words,
@@ -124,3 +125,9 @@ def test_parts_of_a_pair_have_keys_of_their_own() -> None:
     assert len(torch.cat([parts, keys_B]).unique()) == 400
     assert torch.equal(part_keys(keys_B[40:50], 3), parts[120:150])
     assert torch.equal(part_keys(keys_B, 2).view(100, 2), parts.view(100, 3)[:, :2])
+
+
+def test_keys_of_pairs_are_the_numbers_of_splitmix64() -> None:
+    """The first three for the seed 1234567, as its other implementations give them."""
+    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert [key % 2**64 for key in pair_keys(1234567, torch.arange(1, 4)).tolist()] == expected
