@@ -84,7 +84,7 @@ def test_adapters_then_all_weights(train: Train) -> None:
     train("--max-steps=3", *ADAPTED)
     run = train("--max-steps=5", "--set=ema.decay=0.9")
     logs = "".join(path.read_text(encoding="utf-8") for path in sorted(run.glob("out_*.log")))
-    assert "going on from those for use" in logs
+    assert "theirs are merged into the weights" in logs
     assert "parameters have no optimizer state in the checkpoint" in logs
     assert "parameters that are not trained here is left out" in logs
     assert latest(run)["step"] == 5

@@ -18,7 +18,7 @@ from torch import Tensor
 from cn_clip.clip.lora import is_adapter
 from cn_clip.clip.model import CLIP
 from cn_clip.clip.weights import Weights
-from cn_clip.clip.weights.layouts import resize_pos_embed
+from cn_clip.clip.weights.layouts import is_for_training_only, resize_pos_embed
 from cn_clip.errors import WeightsError
 from cn_clip.training.checkpoints.position import Position
 from cn_clip.training.checkpoints.state import RunState
@@ -76,23 +76,28 @@ def position_of(facts: Mapping[str, Any], path: Path) -> Position:
 
 
 def load_live(model: CLIP, live: Weights, path: Path) -> None:
-    """Give a model the weights as they were trained; nothing where it has other adapters, or none."""
+    """Give a model, which has the weights with adapters merged in, all that fits as it was trained.
+
+    Where it has other adapters, or none, those stay merged.
+    """
+    live = dict(live)
     resize_pos_embed(live, model)
     own = model.state_dict()
-    misfits = [
-        name
-        for name in {*live, *own}
-        if name not in live or name not in own or not _has_place(name, live[name], own[name])
-    ]
+    fitting = {name for name in live if name in own and _has_place(name, live[name], own[name])}
+    misfits = [name for name in {*live, *own} - fitting if not _is_beside(name)]
     if misfits:
         logger.info(
-            "The weights as they were trained do not fit this model (%s, ...): going on from those for use in %s, "
-            "with adapters merged and averages taken.",
-            min(misfits),
+            "The adapters in %s are not those of this model (%s, ...): theirs are merged into the weights.",
             path,
+            min(misfits),
         )
-    else:
-        model.load_state_dict(live)
+        fitting = set(filter(_is_beside, fitting))
+    model.load_state_dict({name: live[name] for name in fitting}, strict=False)
+
+
+def _is_beside(name: str) -> bool:
+    """What a loss has in the model: a stage may drop it or begin it, and the towers' weights are the same."""
+    return is_for_training_only(name) or name == "logit_bias"
 
 
 def _has_place(name: str, tensor: Tensor, own: Tensor) -> bool:

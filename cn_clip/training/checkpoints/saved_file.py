@@ -23,11 +23,10 @@ class SavedFile(SavedRun):
 
     def load_weights(self, model: CLIP) -> None:
         live = own_weights(self.checkpoint, "live")
-        has_adapters = live is not None and any(map(is_adapter, live))
         # those for use are averages where a run has them: what went on learning is in the live ones
-        weights = merged(live) if live is not None and has_adapters else model_weights(self.checkpoint)
+        weights = model_weights(self.checkpoint) if live is None else merged(live)
         load_into(model, weights, where=str(self.path))
-        if live is not None and not has_adapters:
+        if live is not None and not any(map(is_adapter, live)):
             load_live(model, live, self.path)
 
     def load_adapters(self, model: CLIP) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 import cn_clip
 from cn_clip.clip.lora import is_adapter, merged
 from cn_clip.clip.model import CLIP
-from cn_clip.clip.weights import Weights, load_into, state_for_run
+from cn_clip.clip.weights import load_into, state_for_run
 from cn_clip.parallel import sharded_files
 from cn_clip.parallel.sharded_index import read_index
 from cn_clip.training.checkpoints.content import FORMAT
@@ -35,16 +35,16 @@ class SavedFolder(SavedRun):
     facts: Mapping[str, Any]
 
     def load_weights(self, model: CLIP) -> None:
-        live = self._live()
+        live = sharded_files.read_weights(self.path)
         load_into(model, merged(live), where=str(self.path))
         # names of another layout have been taken care of: what was merged is in the model's
         if not any(map(is_adapter, live)):
             load_live(model, live, self.path)
 
     def load_adapters(self, model: CLIP) -> None:
-        live = self._live()
-        if any(map(is_adapter, live)):
-            load_live(model, live, self.path)
+        # the names first: to read all weights once more is dear
+        if any(map(is_adapter, read_index(self.path)["tensors"])):
+            load_live(model, sharded_files.read_weights(self.path), self.path)
 
     def load_training(self, state: RunState, *, keep_settings: bool = False) -> None:
         engine = state.engine
@@ -70,9 +70,6 @@ class SavedFolder(SavedRun):
         if known:
             sharded_files.read_into(self.path, known)
             state.average.num_updates = self.origin["num_updates"]
-
-    def _live(self) -> Weights:
-        return sharded_files.read_weights(self.path)
 
 
 def save_folder(
