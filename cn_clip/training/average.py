@@ -16,6 +16,15 @@ from cn_clip.parallel.shards import drop_gathered, own_part, shard_like
 logger = logging.getLogger(__name__)
 
 
+def check_average(settings: Ema, parallel: Parallel) -> None:
+    """ConfigError where an average is asked for that the engine's weights cannot have."""
+    if settings.decay is not None and parallel.engine == "zero3":
+        raise ConfigError(
+            "ema.decay averages the weights of each rank, which parallel.engine=zero3 keeps elsewhere: use "
+            "parallel.engine=fsdp, or leave ema.decay out"
+        )
+
+
 class WeightAverage:
     """Average in fp32 of each parameter that is trained; frozen ones and BatchNorm's statistics are the model's own.
 
@@ -23,11 +32,7 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Module, settings: Ema, parallel: Parallel) -> None:
-        if parallel.engine == "zero3":
-            raise ConfigError(
-                "ema.decay averages the weights of each rank, which parallel.engine=zero3 keeps elsewhere: use "
-                "parallel.engine=fsdp, or leave ema.decay out"
-            )
+        check_average(settings, parallel)
         assert settings.decay is not None  # else there is no average
         self._decay, self._warmup = settings.decay, settings.warmup
         self._model = model

@@ -25,11 +25,11 @@ from cn_clip.parallel.ranks import Ranks
 from cn_clip.parallel.rng import seeded, stable_seed
 from cn_clip.parallel.wrap import wrap
 from cn_clip.training.contrastive_task import ContrastiveTask
-from cn_clip.training.distillation import Distillation, check_distillation
+from cn_clip.training.distillation import Distillation
 from cn_clip.training.encoding import Encoding
-from cn_clip.training.feature_cache import check_feature_cache
 from cn_clip.training.mask_schedule import MaskSchedule
 from cn_clip.training.registry import module_of, resolve_options
+from cn_clip.training.stage_checks import check_stage
 from cn_clip.training.stages import stages_of
 from cn_clip.training.timeline import Leg
 from cn_clip.training.unused_settings import check_engine_settings
@@ -58,8 +58,7 @@ def build_config(settings: Settings) -> TrainConfig:
     else:
         check_engine_settings(checked)
         check_recall(checked.validate)
-        check_feature_cache(checked)
-        check_distillation(checked)
+        check_stage(checked)
     return checked
 
 
@@ -72,16 +71,19 @@ def _check_context_length(config: TrainConfig) -> None:
         )
 
 
-def build_clip(settings: Model, seed: int, loss: Part | None = None) -> CLIP:
-    """Model with the weights the settings name, fresh ones from `seed` where they name none."""
+def build_clip(settings: Model, seed: int, loss: Part | None = None, *, read_towers: bool = True) -> CLIP:
+    """Model with the weights the settings name, fresh ones from `seed` where they name none.
+
+    read_towers: off where a checkpoint brings all weights; the files of the towers may be gone by then.
+    """
     with seeded(stable_seed(seed), torch.device("cpu")):
         model = build_model(settings.image, settings.text, settings.image_px)
     if loss is not None and isinstance(loss.options, sigmoid.Options):
         model.add_logit_bias(loss.options.initial_bias)
         nn.init.constant_(model.logit_scale, math.log(loss.options.initial_scale))
-    if settings.image_weights:
+    if read_towers and settings.image_weights:
         load_image_tower(model, settings.image_weights)
-    if settings.text_weights:
+    if read_towers and settings.text_weights:
         load_text_tower(model, settings.text_weights)
     if settings.mask_ratio > 0 and image_preset(settings.image).tower == "resnet":
         logger.info("Note: mask_ratio > 0 (FLIP) only works for ViT towers and does nothing for this ResNet.")

@@ -19,7 +19,7 @@ from cn_clip.errors import ConfigError
 from cn_clip.losses.distillation import feature_distances
 from cn_clip.parallel.gather import any_rank
 from cn_clip.parallel.ranks import Ranks
-from cn_clip.training.teachers import Taught, Teacher, open_teacher
+from cn_clip.training.teachers import Taught, Teacher, kind_of, open_teacher
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,7 @@ def open_distillation(config: TrainConfig, model: CLIP, ranks: Ranks) -> Distill
     assert settings.teacher is not None  # check_distillation refuses that
     teacher = _opened(settings.teacher, ranks)
     if settings.type == "similarity" and not teacher.knows_captions:
-        raise ConfigError(
-            f"distill.type is similarity, but {settings.teacher} says nothing of captions: give a checkpoint of two towers, or "
-            "set distill.type=features"
-        )
+        raise ConfigError(_knows_no_captions(settings.teacher))
     if settings.type == "similarity" and text_preset(config.model.text).tower != "roberta":
         raise ConfigError(
             f"distill.type is similarity, but the teacher reads the ids of the Chinese vocabulary, and {config.model.text} has its "
@@ -79,6 +76,22 @@ def check_distillation(config: TrainConfig) -> None:
         raise ConfigError(
             "distill.teacher (--teacher-model-name) is not set: give a checkpoint, a Hugging Face folder, or a folder of features"
         )
+
+
+def find_teacher(config: TrainConfig) -> None:
+    """WeightsError or ConfigError where there is no such teacher, or none that could teach this; nothing is loaded."""
+    settings = config.distill
+    if not settings.enabled or settings.teacher is None:
+        return
+    if kind_of(settings.teacher) == "feature_folder" and settings.type == "similarity":
+        raise ConfigError(_knows_no_captions(settings.teacher))
+
+
+def _knows_no_captions(teacher: str) -> str:
+    return (
+        f"distill.type is similarity, but {teacher} says nothing of captions: give a checkpoint of two towers, or set "
+        "distill.type=features"
+    )
 
 
 def _opened(setting: str, ranks: Ranks) -> Teacher:

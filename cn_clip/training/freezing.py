@@ -9,7 +9,7 @@ from torch import nn
 
 from cn_clip.clip.lora import is_adapter
 from cn_clip.clip.model import CLIP
-from cn_clip.config.schema import Model
+from cn_clip.config.schema import Lora, Model
 from cn_clip.errors import ConfigError
 from cn_clip.towers.image import ImageTower
 from cn_clip.towers.text import TextTower
@@ -18,15 +18,33 @@ from cn_clip.training.tower_layers import image_depths, text_depths
 logger = logging.getLogger(__name__)
 
 
+def check_freezing(settings: Model, lora: Lora | None = None) -> None:
+    """ConfigError where the settings leave nothing to train, or freeze what they add."""
+    if settings.freeze_image and settings.freeze_text:
+        raise ConfigError(
+            "model.freeze_image and model.freeze_text together leave nothing but the scale to train: unset one of them"
+        )
+    lora = lora or Lora()
+    for kind, is_frozen, rank in (
+        ("image", settings.freeze_image, lora.image_rank),
+        ("text", settings.freeze_text, lora.text_rank),
+    ):
+        if is_frozen and rank > 0:
+            raise _frozen_adapters(kind)
+
+
+def _frozen_adapters(kind: str) -> ConfigError:
+    return ConfigError(
+        f"lora.{kind}_rank trains adapters in the {kind} tower, which model.freeze_{kind} freezes: unset one of them"
+    )
+
+
 def freeze_towers(model: CLIP, settings: Model) -> list[nn.Module]:
     """Take what the settings name out of training; returns the frozen modules, whose BatchNorm keeps its statistics.
 
     Call it on the bare model, after adapters were added: those of a frozen block stay what they are, which is zero.
     """
-    if settings.freeze_image and settings.freeze_text:
-        raise ConfigError(
-            "model.freeze_image and model.freeze_text together leave nothing but the scale to train: unset one of them"
-        )
+    check_freezing(settings)
     frozen = _freeze(
         model, model.visual, image_depths(model), settings.freeze_image, settings.freeze_image_blocks
     )
@@ -54,9 +72,7 @@ def _freeze(
     if not whole and num_blocks == 0:
         return []
     if whole and any(is_adapter(name) for name in depth_of):
-        raise ConfigError(
-            f"lora.{kind}_rank trains adapters in the {kind} tower, which model.freeze_{kind} freezes: unset one of them"
-        )
+        raise _frozen_adapters(kind)
     if not whole:
         logger.info("The first %d blocks of the %s tower are frozen during training.", num_blocks, kind)
     parameters = dict(model.named_parameters())

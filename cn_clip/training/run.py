@@ -16,6 +16,7 @@ from cn_clip.parallel.watchdog import Watchdog
 from cn_clip.training.build import build_config
 from cn_clip.training.checkpoints import SavedRun, read_saved
 from cn_clip.training.checkpoints.best import check_best
+from cn_clip.training.distillation import find_teacher
 from cn_clip.training.going_on import as_started_again, checkpoint_to_go_on_from, run_token, steps_behind
 from cn_clip.training.run_dir import RunDir, logging_to
 from cn_clip.training.stage_run import RunContext, prepare_stage
@@ -77,6 +78,7 @@ def _to_do(context: RunContext) -> tuple[Sequence[Leg], SavedRun | None, int]:
     legs = timeline_of(stages, ranks)
     for leg in legs:
         _warn_of_warmup(leg)
+        find_teacher(leg.stage.config)
     resume_from = from_main(checkpoint_to_go_on_from(config, context.run_dir), ranks)
     saved = read_saved(resume_from) if resume_from else None
     done = steps_behind(config, saved, legs, context.origin)

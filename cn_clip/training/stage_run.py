@@ -139,7 +139,7 @@ class StageRun:
 def prepare_stage(context: RunContext, leg: Leg, saved: SavedRun | None, *, is_start: bool) -> StageRun:
     """Build a stage. `saved`: what it goes on from; `is_start`: nothing of this process was trained before."""
     config, ranks = leg.stage.config, context.ranks
-    model = build_clip(config.model, config.run.seed, config.loss)
+    model = build_clip(config.model, config.run.seed, config.loss, read_towers=saved is None)
     distillation = open_distillation(config, model, ranks)
     data = TrainingData(config, leg.sources, leg.order, ranks, pad_id=model.bert.pad_id)
     if saved is not None:

@@ -10,8 +10,12 @@ import pytest
 import torch
 import yaml
 
-from cn_clip.errors import ConfigError
+from cn_clip.clip.lora import merged
+from cn_clip.clip.model import build_model
+from cn_clip.errors import ConfigError, WeightsError
 from cn_clip.training.build import build_config
+from cn_clip.training.checkpoints.consolidation import whole_content
+from cn_clip.training.checkpoints.content import own_weights
 from cn_clip.training.stages import stages_of
 from cn_clip.training.step_log import MEASURED
 from tests.training.conftest import Train
@@ -106,12 +110,57 @@ def test_a_run_that_is_gone_on_with_from_anywhere_ends_the_same(
         ([{"name": "a", "steps": 1}, {"name": "a", "steps": 1}], "two stages have the name 'a'"),
         ([{"steps": 0}], "train.max_steps is 0"),
         ([{"steps": 1}, {"steps": 1, "optim": {"type": "lion"}}], r"stages\[1\]: optim.type is lion"),
+        (
+            [{"steps": 1}, {"steps": 1, "optim": {"schedule": "cooldown"}}],
+            r"stages\[1\]: .*cooldown_steps is 0",
+        ),
+        (
+            [{"steps": 1}, {"steps": 1, "model": {"freeze_image": True, "freeze_text": True}}],
+            r"stages\[1\]: .*nothing but the scale",
+        ),
+        (
+            [{"steps": 1}, {"steps": 1, "model": {"freeze_image": True}, "lora": {"image_rank": 2}}],
+            r"stages\[1\]: lora.image_rank trains adapters",
+        ),
+        (
+            [{"steps": 1}, {"steps": 1, "ema": {"decay": 0.9}, "parallel": {"engine": "zero3"}}],
+            r"stages\[1\]: ema.decay averages",
+        ),
     ],
 )
 def test_wrong_stages_are_told_before_anything_starts(stages: list[dict[str, Any]], said: str) -> None:
     settings = {"data": {"train": {"type": "lmdb_pairs", "path": "x"}}, "stages": stages}
     with pytest.raises(ConfigError, match=said):
         stages_of(build_config(settings), build_config)
+
+
+@pytest.mark.parametrize(
+    ("distill", "error", "said"),
+    [
+        ({"teacher": "/nowhere.pt"}, WeightsError, "/nowhere.pt"),
+        ({"type": "similarity"}, ConfigError, "captions"),
+    ],
+)
+def test_a_teacher_of_a_later_stage_is_looked_for_before_the_first(
+    train: Train, tmp_path: Path, distill: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    (tmp_path / "features.jsonl").write_text("")
+    teacher = {"enabled": True, "teacher": str(tmp_path / "features.jsonl")}
+    stages = [{"name": "one", "steps": 1}, {"name": "two", "steps": 1, "distill": {**teacher, **distill}}]
+    with pytest.raises(error, match=said):
+        train(with_stages(tmp_path, stages, "taught"))
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_files_of_towers_are_read_where_the_run_begins_only(train: Train, tmp_path: Path) -> None:
+    weights = tmp_path / "bert.pt"
+    model = build_model("tiny-vit", "tiny-bert").state_dict()
+    torch.save({name: tensor for name, tensor in model.items() if name.startswith("bert.")}, weights)
+    words = [f"--set=model.text_weights={weights}"]
+    train(with_stages(tmp_path, SHORT[:1], "one"), *words)
+    weights.unlink()
+    run = train(with_stages(tmp_path, SHORT, "two"), *words)
+    assert [row["step"] for row in rows(run)] == list(range(1, 9))
 
 
 def test_stages_need_checkpoints(train: Train, staged: str) -> None:
@@ -167,3 +216,40 @@ def test_stages_as_they_were_are_not_warned_of(train: Train, short: Path, tmp_pa
     assert [row["step"] for row in rows(run)] == [5, 6, 7, 8]
     log = "".join(path.read_text() for path in run.glob("out_*.log"))
     assert "stages are not those" not in log and "meets other pairs" not in log
+
+
+LIVE = {"optim": {"lr": 1e-2, "warmup_steps": 0}, "ema": {"decay": 0.999, "warmup": False}}
+STILL = {"optim": {"lr": 0.0}, "ema": {"decay": None}}
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("rank", [0, 2], ids=["all weights", "adapters"])
+def test_what_a_stage_drops_does_not_cost_the_live_weights(
+    train: Train, tmp_path: Path, sharded: bool, rank: int
+) -> None:
+    """Stage one has an average, a teacher's projection and maybe adapters; then other adapters, then none of them."""
+    features = tmp_path / "teacher.jsonl"
+    lines = [{"image_id": 100 + n, "feature": [float(n % 5), 1.0, 2.0]} for n in range(21)]
+    features.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    taught = {"distill": {"enabled": True, "teacher": str(features)}, "lora": {"image_rank": rank}}
+    stages: list[dict[str, Any]] = [
+        {"name": "taught", "steps": 2, **LIVE, **taught},
+        {"name": "other", "steps": 1, **STILL, "lora": {"image_rank": rank and rank + 1}},
+        {"name": "none", "steps": 1, **STILL},
+    ]
+    words = ["--save-step-frequency=1", *(["--set=checkpoint.sharded=true"] if sharded else [])]
+    run = train(with_stages(tmp_path, stages, "dropping"), *words)
+    first, second, third = (_content(run, step) for step in (2, 3, 4))
+    live = own_weights(first, "live")
+    assert live is not None
+    key = "visual.transformer.resblocks.0.attn.in_proj_weight"
+    wanted = merged(live)[key]
+    assert not torch.equal(wanted, first["state_dict"][f"module.{key}"])  # the average lags behind
+    for later in (second, third):
+        torch.testing.assert_close(later["state_dict"][f"module.{key}"], wanted, rtol=0, atol=1e-7)
+
+
+def _content(run: Path, step: int) -> dict[str, Any]:
+    (path,) = run.glob(f"checkpoints/epoch_*_{step}.*")
+    found: dict[str, Any] = whole_content(path) if path.is_dir() else torch.load(path, weights_only=True)
+    return found

@@ -64,11 +64,12 @@ class Teacher(Protocol):
 
 def open_teacher(setting: str, device: torch.device) -> Teacher:
     """The teacher that `distill.teacher` names; WeightsError for what is none."""
-    teacher: Teacher = importlib.import_module(f"{__name__}.{_kind(setting)}").open_teacher(setting, device)
+    teacher: Teacher = importlib.import_module(f"{__name__}.{kind_of(setting)}").open_teacher(setting, device)
     return teacher
 
 
-def _kind(setting: str) -> str:
+def kind_of(setting: str) -> str:
+    """The module that opens it; WeightsError where there is nothing of the kind."""
     path = Path(setting)
     tests: Mapping[str, bool] = {
         "feature_folder": (path / "features.npy").is_file() or path.suffix == ".jsonl",
