@@ -45,13 +45,18 @@ class Distillation:
         return self.settings.weight * distances_m.sum() / num_pairs
 
 
-def open_distillation(config: TrainConfig, model: CLIP, ranks: Ranks) -> Distillation | None:
-    """The teacher of the settings; gives the model a map to the teacher's width where theirs differ and it is to learn one."""
+def open_distillation(
+    config: TrainConfig, model: CLIP, ranks: Ranks, *, writes: bool = True
+) -> Distillation | None:
+    """The teacher of the settings; gives the model a map to the teacher's width where theirs differ and it is to learn one.
+
+    writes: whether the teacher may make files to read from; without, it may be looked at and not be asked.
+    """
     settings = config.distill
     if not settings.enabled:
         return None
     assert settings.teacher is not None  # check_distillation refuses that
-    teacher = _opened(settings.teacher, ranks)
+    teacher = _opened(settings.teacher, ranks, writes=writes)
     if settings.type == "similarity" and not teacher.knows_captions:
         raise ConfigError(_knows_no_captions(settings.teacher))
     if settings.type == "similarity" and text_preset(config.model.text).tower != "roberta":
@@ -94,11 +99,11 @@ def _knows_no_captions(teacher: str) -> str:
     )
 
 
-def _opened(setting: str, ranks: Ranks) -> Teacher:
+def _opened(setting: str, ranks: Ranks, *, writes: bool) -> Teacher:
     """By the main rank first, which may have files to make that the others read."""
-    first: Sequence[Teacher] = [open_teacher(setting, ranks.device)] if ranks.is_main else []
+    first: Sequence[Teacher] = [open_teacher(setting, ranks.device, writes=writes)] if ranks.is_main else []
     any_rank([False], ranks)
-    return first[0] if first else open_teacher(setting, ranks.device)
+    return first[0] if first else open_teacher(setting, ranks.device, writes=writes)
 
 
 def taught_by(features: Sequence[Taught]) -> Taught:

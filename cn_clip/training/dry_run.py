@@ -90,9 +90,10 @@ class _DryRun:
                 "resume",
                 f"{saved.path}: epoch {saved.position.epoch}, step {saved.position.step}; {done} steps are done",
             )
-        yield from self._data(legs, done)
-        yield from self._plans(legs, done)
+        # before the first batch: one that is too large for the memory takes long to read, too
         yield from self._memory(legs)
+        yield from self._data(legs, done)
+        yield from self._plans(legs)
         need = disk_need(config, self._predictions[0], legs, done)
         yield Line("disk", check_disk(need, folder))
         total = legs[-1].plan.last_step
@@ -133,7 +134,7 @@ class _DryRun:
             device=self._ranks.device,
             dtype=precision.autocast_dtype or precision.weights_dtype,
         )
-        open_distillation(config, model, self._ranks)
+        open_distillation(config, model, self._ranks, writes=False)
         if config.ema.decay is not None:
             WeightAverage(model, config.ema, config.parallel)
 
@@ -163,7 +164,7 @@ class _DryRun:
                 f"up to {batch.tokens_BL.shape[1]} tokens",
             )
 
-    def _plans(self, legs: Sequence[Leg], done: int) -> Iterator[Line]:
+    def _plans(self, legs: Sequence[Leg]) -> Iterator[Line]:
         for leg in legs:
             yield Line(f"stage {leg.stage.number + 1}" if len(legs) > 1 else "plan", self._plan(leg))
 

@@ -131,6 +131,9 @@ def test_a_hugging_face_folder_teaches(tmp_path: Path) -> None:
 def test_features_on_disk_teach_by_id(tmp_path: Path) -> None:
     rows = [{"image_id": 7 - n, "feature": [float(n), 3.0]} for n in range(8)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = sorted(tmp_path.iterdir())
+    assert open_teacher(str(tmp_path / "t.jsonl"), CPU, writes=False).width == 2
+    assert sorted(tmp_path.iterdir()) == before
     taught = open_teacher(str(tmp_path / "t.jsonl"), CPU)(batch(), captions=False)
     expected = F.normalize(torch.tensor([[7.0 - i, 3.0] for i in range(8)]), dim=1)
     torch.testing.assert_close(taught.image_BF, expected)

@@ -54,7 +54,7 @@ def disk_need(config: TrainConfig, prediction: Prediction, legs: Sequence[Leg], 
     file_bytes = float(weights.bytes + weights.buffer_bytes + weights.optimizer_bytes + average)
     if not config.checkpoint.enabled:
         return DiskNeed(file_bytes, 0)
-    own_files = sum(_own_files(config, leg, done) for leg in legs)
+    own_files = sum(num_own_files(config, leg, done) for leg in legs)
     if config.checkpoint.keep_last is not None:
         own_files = min(own_files, config.checkpoint.keep_last)
     best = 1 if config.checkpoint.best else 0
@@ -62,12 +62,13 @@ def disk_need(config: TrainConfig, prediction: Prediction, legs: Sequence[Leg], 
     return DiskNeed(file_bytes, own_files + best + 1)
 
 
-def _own_files(config: TrainConfig, leg: Leg, done: int) -> int:
+def num_own_files(config: TrainConfig, leg: Leg, done: int) -> int:
+    """Files of a stage under names of their own; its end is always one."""
     settings, plan = config.checkpoint, leg.plan
     steps = range(max(done, plan.begin) + 1, plan.last_step + 1)
     ends = [step for step in steps if plan.ends_epoch(step)]
     by_epoch = sum(
-        is_due(plan.epoch_of(step), settings.every_epochs) or step == plan.max_steps for step in ends
+        is_due(plan.epoch_of(step), settings.every_epochs) or step == plan.last_step for step in ends
     )
     by_step = 0
     if settings.every_steps is not None and steps:

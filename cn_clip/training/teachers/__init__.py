@@ -62,9 +62,14 @@ class Teacher(Protocol):
         ...
 
 
-def open_teacher(setting: str, device: torch.device) -> Teacher:
-    """The teacher that `distill.teacher` names; WeightsError for what is none."""
-    teacher: Teacher = importlib.import_module(f"{__name__}.{kind_of(setting)}").open_teacher(setting, device)
+def open_teacher(setting: str, device: torch.device, *, writes: bool = True) -> Teacher:
+    """The teacher that `distill.teacher` names; WeightsError for what is none.
+
+    writes: whether it may make files to read from; without, it may be looked at and not be asked.
+    """
+    kind = kind_of(setting)
+    options = {"writes": writes} if kind == "feature_folder" else {}
+    teacher: Teacher = importlib.import_module(f"{__name__}.{kind}").open_teacher(setting, device, **options)
     return teacher
 
 

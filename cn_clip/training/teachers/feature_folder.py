@@ -15,9 +15,10 @@ from cn_clip.errors import DataError
 from cn_clip.training.teachers import Taught, Teacher
 
 
-def open_teacher(setting: str, device: torch.device) -> Teacher:
+def open_teacher(setting: str, device: torch.device, *, writes: bool = True) -> Teacher:
+    """`writes`: a `.jsonl` may be converted beside itself; else such a teacher tells its width, and can be asked nothing."""
     path = Path(setting)
-    return FeatureTeacher(_converted(path) if path.suffix == ".jsonl" else open_features(path))
+    return FeatureTeacher(_converted(path, writes=writes) if path.suffix == ".jsonl" else open_features(path))
 
 
 class FeatureTeacher:
@@ -33,7 +34,7 @@ class FeatureTeacher:
         return Taught(F.normalize(image_BF, dim=-1))
 
 
-def _converted(path: Path) -> FeatureStore:
+def _converted(path: Path, *, writes: bool) -> FeatureStore:
     """The features of a JSONL in a folder beside it, made again when the file changed."""
     folder = path.with_suffix(".features")
     status = path.stat()
@@ -47,6 +48,8 @@ def _converted(path: Path) -> FeatureStore:
     if len(np.unique(ids)) != len(ids) or not len(ids):
         raise DataError(f"{path} has no rows, or an image_id twice: extract the features again")
     features = np.stack([feature for _, feature in rows])
+    if not writes:
+        return FeatureStore(folder, fingerprint, features.shape[1])  # as it will be
     writer = FeatureWriter.begin(folder, ids, features.shape[1])
     writer.write(slice(0, len(ids)), torch.from_numpy(features))
     writer.flush()
