@@ -74,6 +74,8 @@ class PairDataset(Dataset[Pair | BadPair]):
     source: PairSource
     read: ReadPair
     replace_bad: bool = False
+    by_place: bool = False
+    """Pairs are numbered by their place in the source, whatever numbers it gives them."""
 
     def __getitem__(self, key: PairKey) -> Pair | BadPair:
         pair = self._read(key)
@@ -90,7 +92,8 @@ class PairDataset(Dataset[Pair | BadPair]):
             raw = self.source.read(key.pair, epoch=key.epoch, seed=self.read.seed, picture=picture)
         except DataError as error:
             return BadPair(str(error))
-        return self.read(raw, key.epoch, key.position)
+        pair = self.read(raw, key.epoch, key.position)
+        return replace(pair, pair_id=key.pair) if self.by_place and isinstance(pair, Pair) else pair
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -85,8 +86,13 @@ def build_clip(settings: Model, seed: int, loss: Part | None = None, *, read_tow
         load_image_tower(model, settings.image_weights)
     if read_towers and settings.text_weights:
         load_text_tower(model, settings.text_weights)
-    if settings.mask_ratio > 0 and image_preset(settings.image).tower == "resnet":
-        logger.info("Note: mask_ratio > 0 (FLIP) only works for ViT towers and does nothing for this ResNet.")
+    if settings.mask_ratio > 0 and not model.visual.masks_patches:
+        logger.warning(
+            "model.mask_ratio (--mask-ratio) is %g, which does nothing here: the image tower %s leaves out no patches, only a "
+            "ViT of ours does.",
+            settings.mask_ratio,
+            settings.image,
+        )
     return model
 
 
@@ -116,7 +122,10 @@ def build_task(
 ) -> ContrastiveTask:
     """What a stage trains."""
     pair_loss: PairLoss = module_of("pair_loss", config.loss.type).build(config.loss.options)
-    masks, begin = MaskSchedule(config.model, leg.num_steps), leg.plan.begin
+    # a ratio that does nothing is none in the log, and leaves a picture that comes twice encoded once
+    mask_ratio = config.model.mask_ratio if engine.module.visual.masks_patches else 0.0
+    masks = MaskSchedule(replace(config.model, mask_ratio=mask_ratio), leg.num_steps)
+    begin = leg.plan.begin
     encoding = Encoding(
         seed=config.run.seed,
         mask_ratio=lambda step: masks.ratio(step - begin),
@@ -125,7 +134,7 @@ def build_task(
         once=config.train.encode_once,
         # a tar may give two pictures one id; an LMDB refuses to
         same_pictures=config.data.augment.type == "none" and isinstance(leg.sources.train, PairSource),
-        masks=config.model.mask_ratio > 0,
+        masks=mask_ratio > 0,
         longest=config.data.context_length,
         survives_shortage=config.train.on_out_of_memory == "halve" and _can_halve(config, engine),
     )

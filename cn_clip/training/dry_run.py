@@ -112,6 +112,7 @@ class _DryRun:
 
     def _weights(self, legs: Sequence[Leg], saved: SavedRun | None) -> Iterator[Line]:
         """Files that the first stage starts from; later ones start from its checkpoint."""
+        self._masks: list[bool] = []
         for number, leg in enumerate(legs):
             config = leg.stage.config
             model = meta_model(config.model, config.loss)
@@ -122,6 +123,7 @@ class _DryRun:
                     check_training_state(model, config, saved)
                 yield Line("weights", ", ".join(map(str, read)) if read else "fresh, from the seed")
             self._check_towers(model, config)
+            self._masks.append(model.visual.masks_patches)
 
     def _check_towers(self, model: CLIP, config: TrainConfig) -> None:
         """What a run would find out only when it wraps its model."""
@@ -184,8 +186,7 @@ class _DryRun:
             f"{config.optim.warmup_steps}, {last:.3g} at the last{self._more(leg)}"
         )
 
-    @staticmethod
-    def _more(leg: Leg) -> str:
+    def _more(self, leg: Leg) -> str:
         model = leg.stage.config.model
         frozen = [
             kind
@@ -193,7 +194,9 @@ class _DryRun:
             if is_frozen
         ]
         more = [f"{kind} tower frozen" for kind in frozen]
-        if model.mask_ratio:
+        if model.mask_ratio and not self._masks[leg.stage.number]:
+            more.append(f"model.mask_ratio does nothing: {model.image} leaves out no patches")
+        elif model.mask_ratio:
             masks = MaskSchedule(model, leg.num_steps)
             more.append(f"{model.mask_ratio:.0%} of the patches masked for {masks.masked_steps} steps")
         if leg.stage.config.optim.warmup_steps >= leg.num_steps:

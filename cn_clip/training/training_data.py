@@ -220,7 +220,7 @@ class TrainingData:
         sampler = ValidationBatches(
             order, rank=self._ranks.rank, world_size=self._ranks.world_size, batch_size=batch_size
         )
-        return self._sampled(source, self._read, sampler, self._config.data.valid_num_workers)
+        return self._sampled(source, self._read, sampler, self._config.data.valid_num_workers, by_place=True)
 
     def _sampled(
         self,
@@ -228,10 +228,12 @@ class TrainingData:
         read: ReadPair,
         sampler: MicroBatches | ValidationBatches | ListedBatches,
         num_workers: int,
+        *,
+        by_place: bool = False,
     ) -> PairLoader:
         data = self._config.data
         return PairLoader.sampled(
-            PairDataset(source, read, replace_bad=data.bad_pairs == "skip"),
+            PairDataset(source, read, replace_bad=data.bad_pairs == "skip", by_place=by_place),
             sampler,
             self._collate,
             self._workers(num_workers),

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
+from timm.models import save_for_hf
 
 from cn_clip.config.schema import Model
 from cn_clip.training.build import build_clip
+from tests.training.conftest import Train
+
+
+def timm_folder(folder: Path) -> Path:
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    save_for_hf(timm.create_model("vit_tiny_patch16_224", **sizes), str(folder), model_args=sizes)
+    return folder
 
 
 @pytest.mark.parametrize(
-    ("image", "ratio", "num_notes"), [("resnet", 0.5, 1), ("resnet", 0.0, 0), ("vit", 0.5, 0)]
+    ("image", "ratio", "num_notes"),
+    [("tiny-resnet", 0.5, 1), ("tiny-resnet", 0.0, 0), ("tiny-vit", 0.5, 0), ("timm", 0.5, 1)],
 )
 def test_masking_that_does_nothing_is_noted_once(
-    image: str, ratio: float, num_notes: int, caplog: pytest.LogCaptureFixture
+    image: str, ratio: float, num_notes: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO):
-        build_clip(Model(image=f"tiny-{image}", text="tiny-bert", mask_ratio=ratio), seed=1)
+    if image == "timm":
+        image = str(timm_folder(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        build_clip(Model(image=image, text="tiny-bert", mask_ratio=ratio), seed=1)
     assert sum("mask_ratio" in message for message in caplog.messages) == num_notes
+
+
+@pytest.mark.parametrize(("image", "logged"), [("tiny-resnet", 0.0), ("tiny-vit", 0.5)])
+def test_a_ratio_that_does_nothing_is_none_in_the_log(train: Train, image: str, logged: float) -> None:
+    run = train("--max-steps=1", f"--vision-model={image}", "--mask-ratio=0.5")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["mask_ratio"] for row in rows if row["kind"] == "train"] == [logged]

@@ -121,8 +121,11 @@ def test_the_dry_run_says_it_in_its_plan(
     from cn_clip.training.main import main
 
     main(
-        [f"--train-data={tiny_split}", f"--logs={tmp_path}", "--vision-model=tiny-vit", "--text-model=tiny-bert",
-         "--batch-size=4", "--max-steps=2", "--set=lora.dropout=0.1", "--dry-run"]
+        [f"--train-data={tiny_split}", f"--logs={tmp_path}", "--vision-model=tiny-resnet", "--text-model=tiny-bert",
+         "--batch-size=4", "--max-steps=2", "--set=lora.dropout=0.1", "--mask-ratio=0.5", "--dry-run"]
     )  # fmt: skip
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no effect")]
+    plan = capsys.readouterr().out
+    said = [line for line in plan.splitlines() if line.startswith("no effect")]
     assert len(said) == 1 and "lora.dropout is 0.1" in said[0]
+    assert "model.mask_ratio does nothing: tiny-resnet leaves out no patches" in plan
+    assert "patches masked" not in plan

@@ -177,3 +177,22 @@ def test_equal_captions_under_several_ids_are_right_for_each_others_pictures(
 def test_recall_at_nothing_is_refused(train: Train, tiny_split: Path, ks: str) -> None:
     with pytest.raises(ConfigError, match="validate.recall_at"):
         train("--max-steps=1", f"--val-data={tiny_split}", f"--set=validate.recall_at={ks}", "--dry-run")
+
+
+def test_the_first_pairs_of_a_mixture_are_counted_by_their_place(train: Train, tiny_split: Path) -> None:
+    """Its pairs have numbers of their own, which are no places."""
+    pairs = f"{{type: lmdb_pairs, path: {tiny_split}}}"
+    valid = f"--set=data.valid={{type: mixture, sources: [{pairs}, {pairs}]}}"
+    found = []
+    for max_pairs in ("null", "42", "20"):
+        run = train(
+            "--max-steps=1",
+            "--valid-batch-size=7",
+            valid,
+            f"--set=validate.max_pairs={max_pairs}",
+            name=max_pairs,
+        )
+        row = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
+        found.append({name: value for name, value in row.items() if "rank" in name or "recall" in name})
+    every, all_there_are, some = found
+    assert every and every == all_there_are != some

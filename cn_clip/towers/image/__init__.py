@@ -27,6 +27,10 @@ class ImageTower(Protocol):
         """Type that pictures are cast to."""
 
     @property
+    def masks_patches(self) -> bool:
+        """Whether it leaves out patches in training (FLIP); else it takes a mask ratio and does nothing with it."""
+
+    @property
     def sites(self) -> Sites:
         """The places where it draws at random."""
 

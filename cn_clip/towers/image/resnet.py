@@ -39,6 +39,8 @@ def build(options: Options) -> ImageTower:
 
 
 class ResNetTower(ModifiedResNet):
+    masks_patches = False
+
     def __init__(self, options: Options) -> None:
         if options.image_px < _STRIDE or options.image_px % _STRIDE == _STRIDE - 1:
             # the stem rounds up and the rest down, so one size in 32 has another grid than its position embedding

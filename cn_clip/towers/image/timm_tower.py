@@ -46,6 +46,7 @@ def build(options: Options) -> ImageTower:
 class TimmTower(nn.Module):
     trunk: Any  # timm's models share their methods by convention, not by a class
     sites: Sites
+    masks_patches = False
 
     def __init__(self, options: Options) -> None:
         super().__init__()

@@ -45,6 +45,8 @@ def build(options: Options) -> ImageTower:
 class VitTower(VisionTransformer):
     """Class-token ViT; `proj` maps its width to the embedding."""
 
+    masks_patches = True
+
     def __init__(self, options: Options) -> None:
         if options.image_px % options.patch_px:
             raise ConfigError(
