@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cn_clip.config.schema import TrainConfig
+from cn_clip.config.schema import Run, TrainConfig
 from cn_clip.data.pairs import PairStream
 from cn_clip.errors import WeightsError
 from cn_clip.files import write_atomically
@@ -73,6 +73,22 @@ def _token_of(latest: Path) -> object:
     return read_saved(latest).origin.get("token")
 
 
+def way_on(typed: Run) -> str:
+    """What a person does to go on from the run's latest file, after a command with these settings."""
+    left_out = [
+        name
+        for name, was_typed in (
+            ("--resume (run.resume)", typed.resume != "auto"),
+            ("--reset-optimizer", typed.reset_optimizer),
+            ("--reset-data-offset", typed.reset_position),
+        )
+        if was_typed
+    ]
+    if not left_out:
+        return "the same command goes on from there"
+    return f"the same command without {' and '.join(left_out)} goes on from there, this one would begin as it did"
+
+
 def checkpoint_to_go_on_from(config: TrainConfig, run_dir: RunDir) -> Path | None:
     """The run's own latest, the one that was named, or none."""
     if config.run.resume == "none":
@@ -110,6 +126,11 @@ def steps_behind(
             "This run meets other pairs than would have followed in the checkpoint's: %s.", "; ".join(changed)
         )
     return step
+
+
+def is_unvalidated(saved: SavedRun, done: int) -> bool:
+    """Whether a validation is due before the step that follows; not where a run begins elsewhere."""
+    return saved.position.unvalidated and saved.position.step == done
 
 
 def _steps_in_stages(saved: SavedRun, legs: Sequence[Leg], origin: Mapping[str, Any]) -> int:

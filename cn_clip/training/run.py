@@ -17,7 +17,14 @@ from cn_clip.training.build import build_config
 from cn_clip.training.checkpoints import SavedRun, read_saved
 from cn_clip.training.checkpoints.best import check_best
 from cn_clip.training.distillation import find_teacher
-from cn_clip.training.going_on import as_started_again, checkpoint_to_go_on_from, run_token, steps_behind
+from cn_clip.training.going_on import (
+    as_started_again,
+    checkpoint_to_go_on_from,
+    is_unvalidated,
+    run_token,
+    steps_behind,
+    way_on,
+)
 from cn_clip.training.run_dir import RunDir, logging_to
 from cn_clip.training.stage_run import RunContext, prepare_stage
 from cn_clip.training.stages import stages_of
@@ -41,7 +48,7 @@ def train(config: TrainConfig) -> None:
         stop = enter(StopSignals())
         token = from_main(run_token(run_dir) if ranks.is_main else "", ranks)
         again = from_main(as_started_again(config, run_dir, token) if ranks.is_main else config, ranks)
-        _train(RunContext(again, run_dir, ranks, stop, watchdog, token))
+        _train(RunContext(again, run_dir, ranks, stop, watchdog, token, way_on(config.run)))
 
 
 def _train(context: RunContext) -> None:
@@ -78,12 +85,14 @@ def _to_do(context: RunContext) -> tuple[Sequence[Leg], SavedRun | None, int]:
     legs = timeline_of(stages, ranks)
     for leg in legs:
         _warn_of_warmup(leg)
-        find_teacher(leg.stage.config)
     resume_from = from_main(checkpoint_to_go_on_from(config, context.run_dir), ranks)
     saved = read_saved(resume_from) if resume_from else None
     done = steps_behind(config, saved, legs, context.origin)
     total = legs[-1].plan.last_step
-    left = [leg for leg in legs if leg.plan.last_step > done]
+    first_end = done if saved is not None and is_unvalidated(saved, done) else done + 1
+    left = [leg for leg in legs if leg.plan.last_step >= first_end]
+    for leg in left:
+        find_teacher(leg.stage.config)
     if done >= total:
         logger.info("The run is complete: %d of %d steps are done.", done, total)
         left = legs[-1:] if done == total else []

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from cn_clip.config.schema import Checkpoint
-from cn_clip.errors import ConfigError, Preempted, TrainingError
+from cn_clip.errors import CnClipError, ConfigError, Preempted, TrainingError
 from cn_clip.parallel import sharded_files
 from cn_clip.parallel.gather import gather_objects
 from cn_clip.parallel.ranks import Ranks
@@ -47,9 +47,13 @@ class Saver:
         stage: int = 0,
         stop: StopSignals | None = None,
         clock: Callable[[], float] = time.monotonic,
+        way_on: str = "the same command goes on from there",
     ) -> None:
+        """`way_on`: what goes on from the latest file, said when the run has to end."""
         self._settings, self._state, self._plan, self._stage = settings, state, plan, stage
-        self._stop, self._clock = stop, clock
+        self._stop, self._clock, self._way_on = stop, clock, way_on
+        self.before_save: Callable[[], None] = lambda: None
+        """Makes last what a run that goes on from the next file counts on (rows of steps)."""
         self._ranks: Ranks = state.engine.ranks
         _check_sharded(settings, state)
         self._files, self._folders = (
@@ -112,15 +116,17 @@ class Saver:
         numbers: Mapping[str, float] | None = None,
         *,
         notices: int = 0,
+        unvalidated: bool = False,
     ) -> None:
         """Save what is due after `step`. Collective.
 
         numbers: of the validation after this step, the same on every rank; None without one.
-        notices: the bits of all ranks. Asked to stop, this saves and raises Preempted.
+        notices: the bits of all ranks. Asked to stop, this saves and raises Preempted; TrainingError where nothing is saved.
+        unvalidated: a validation was due, and is left to whoever goes on.
         """
         if notices & FAILED:
             self._wait()
-        position = Position(epoch, step, self._stage)
+        position = Position(epoch, step, self._stage, unvalidated)
         names = self._own_files_due(position, ends_epoch)
         by = self._settings.best
         if numbers is not None and by and (value := better(by, numbers, self._state.best)) is not None:
@@ -130,11 +136,7 @@ class Saver:
             self._save(names, position)
         if notices & STOP:
             self._wait()
-            raise Preempted(self._farewell(step))
-
-    def save_now(self, position: Position) -> None:
-        """Write `epoch_latest.pt` alone. Collective."""
-        self._save([], position)
+            raise self._farewell(step)
 
     def close(self) -> None:
         """Wait for the last file; TrainingError on every rank when it could not be written. Collective."""
@@ -154,6 +156,7 @@ class Saver:
         if not self._settings.enabled:
             return
         self._wait()
+        self.before_save()
         own = [name for name in names if name != BEST]
         state = self._state
         state.own_files = [name for name in state.own_files if name not in own] + own
@@ -211,21 +214,23 @@ class Saver:
         folder = self._files.folder
         return (
             f"cannot write a checkpoint into {folder} ({reason}): make room or give the right to write there "
-            "(checkpoint.keep_last deletes old files), and run the same command again; it goes on from the file before"
+            f"(checkpoint.keep_last deletes old files); the file before is whole: {self._way_on}"
         )
 
-    def _farewell(self, step: int) -> str:
+    def _farewell(self, step: int) -> CnClipError:
         asked = (
             self._stop.received.name
             if self._stop is not None and self._stop.received
             else "a signal to another rank"
         )
         if not self._settings.enabled:
-            return (
-                f"stopped by {asked} after step {step}; checkpoint.enabled is off, so nothing of it is kept"
+            # no exit code that asks to be started again: it would begin anew each time
+            return TrainingError(
+                f"stopped by {asked} after step {step}: checkpoint.enabled is off, so nothing of it is kept; leave it on to go "
+                "on from where a run was stopped"
             )
         latest = self._files.folder / (folder_name(LATEST) if self._settings.sharded else LATEST)
-        return f"stopped by {asked} after step {step}: saved in {latest}; the same command goes on from there"
+        return Preempted(f"stopped by {asked} after step {step}: saved in {latest}; {self._way_on}")
 
     def _finish_beside(self, error: Exception) -> None:
         """Finish the file that is being written, though the run ends for another reason."""

@@ -12,6 +12,7 @@ from cn_clip.config.load import to_plain
 from cn_clip.config.schema import TrainConfig
 from cn_clip.data.feature_store import FeatureStore
 from cn_clip.data.loader import explained_worker_death
+from cn_clip.parallel.gather import from_main
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.parallel.watchdog import Watchdog
@@ -24,6 +25,7 @@ from cn_clip.training.contrastive_task import ContrastiveTask
 from cn_clip.training.distillation import open_distillation
 from cn_clip.training.feature_cache import cached_features
 from cn_clip.training.freezing import freeze_towers
+from cn_clip.training.going_on import is_unvalidated
 from cn_clip.training.optimizer import build_optimizer
 from cn_clip.training.run_dir import RunDir
 from cn_clip.training.saving import Saver
@@ -47,6 +49,8 @@ class RunContext:
     watchdog: Watchdog
     token: str
     """Of what was begun in the run folder, in all its checkpoints (`going_on.run_token`)."""
+    way_on: str
+    """What a person does to go on from the latest checkpoint."""
 
     @cached_property
     def origin(self) -> Mapping[str, Any]:  # Any: plain settings
@@ -64,20 +68,18 @@ class StageRun:
     data: TrainingData
     state: RunState
     saver: Saver
+    validates_first: bool
+    """The run was stopped where a validation was due."""
 
     def train(self, log: StepLog) -> None:
         """To the stage's last step. Collective."""
         context, plan, config = self.context, self.leg.plan, self.leg.stage.config
         with self.saver as saver:
+            saver.before_save = log.sync
             companions = Companions(
                 log=log,
                 saver=saver,
-                bad_steps=BadSteps(
-                    config.train.max_bad_steps,
-                    context.run_dir.path,
-                    context.ranks.rank,
-                    first_step=plan.first_step,
-                ),
+                bad_steps=self._bad_steps(),
                 watchdog=context.watchdog,
                 validate=self._validate_with(log) if self.data.valid else None,
                 average=self._average,
@@ -89,7 +91,15 @@ class StageRun:
                     last_step=plan.last_step - plan.begin,
                     features=self._features(),
                 )
-                trainer.fit(iter(loader))
+                trainer.fit(iter(loader), validate_first=self.validates_first)
+
+    def _bad_steps(self) -> BadSteps:
+        context, limit = self.context, self.leg.stage.config.train.max_bad_steps
+        first_step, rank = self.leg.plan.first_step, context.ranks.rank
+        steps = BadSteps(limit, context.run_dir.path, rank, first_step=first_step)
+        # a rank on another machine, or of another number, may not have the file: all must count alike
+        steps.in_a_row = from_main(steps.in_a_row, context.ranks)
+        return steps
 
     def _features(self) -> FeatureStore | None:
         if self.leg.plan.first_step == self.leg.plan.last_step:
@@ -172,8 +182,15 @@ def prepare_stage(context: RunContext, leg: Leg, saved: SavedRun | None, *, is_s
         saved.say_loaded(leg.plan.first_step)
     task = build_task(config, leg, engine, frozen, distillation)
     saver = Saver(
-        config.checkpoint, state, context.run_dir, leg.plan, stage=leg.stage.number, stop=context.stop
+        config.checkpoint,
+        state,
+        context.run_dir,
+        leg.plan,
+        stage=leg.stage.number,
+        stop=context.stop,
+        way_on=context.way_on,
     )
     if saved is not None:
         saver.continue_from(saved)
-    return StageRun(context, leg, task, data, state, saver)
+    validates_first = is_start and saved is not None and is_unvalidated(saved, leg.plan.first_step)
+    return StageRun(context, leg, task, data, state, saver, validates_first)

@@ -15,7 +15,7 @@ from cn_clip.training.average import WeightAverage
 from cn_clip.training.bad_steps import BadSteps
 from cn_clip.training.optimizer import set_lr
 from cn_clip.training.plan import Plan, is_due
-from cn_clip.training.saving import Saver
+from cn_clip.training.saving import MINUTES, STOP, Saver
 from cn_clip.training.step_log import StepLog
 from cn_clip.training.task import StepReport, Task
 
@@ -50,12 +50,15 @@ class Trainer:
         self._task, self._engine, self._ranks = task, task.engine, task.engine.ranks
         self._plan, self._config, self._with, self._lr = plan, config, companions, lr
 
-    def fit(self, micro_batches: Iterator[PairBatch]) -> None:
+    def fit(self, micro_batches: Iterator[PairBatch], *, validate_first: bool = False) -> None:
         """Train from the plan's first step to its last; `micro_batches` begin with those of the first.
 
+        validate_first: do what was due after the last step that is done.
         Raises Preempted, with everything saved, when a rank was asked to stop.
         """
         self._task.train_mode()
+        if validate_first:
+            self._follow(self._plan.first_step, MINUTES)  # saved at once, so that it is validated once
         ended = time.perf_counter()
         for step in range(self._plan.first_step + 1, self._plan.last_step + 1):
             self._with.watchdog.note(step, "reading its pairs")
@@ -70,7 +73,7 @@ class Trainer:
             if report.applied and is_due(step, self._config.log.every_steps):
                 self._say(step, report, lr, data_seconds=data_seconds, step_seconds=step_seconds)
             ended = time.perf_counter()
-            self._follow(step, report)
+            self._follow(step, report.notices)
 
     def train_step(self, batches: list[PairBatch], step: int) -> tuple[StepReport, float]:
         """One optimizer step, counted from 1; returns what it saw and its learning rate."""
@@ -102,19 +105,24 @@ class Trainer:
         if self._ranks.is_main:
             self._with.log.train(step, report, lr=lr, data_seconds=data_seconds, step_seconds=step_seconds)
 
-    def _follow(self, step: int, report: StepReport) -> None:
-        """Validate and save when it is due after `step`; validation first, as in the reference."""
-        validate = self._config.validate
-        epoch, ends_epoch = self._plan.epoch_of(step), self._plan.ends_epoch(step)
-        numbers = None
-        if is_due(step, validate.every_steps) or (ends_epoch and is_due(epoch, validate.every_epochs)):
-            numbers = self._validated(step, epoch)
-        self._with.watchdog.note(step, "saving what is due")
-        self._with.saver.after_step(step, epoch, ends_epoch, numbers, notices=report.notices)
+    def _follow(self, step: int, notices: int) -> None:
+        """Validate and save when it is due after `step`; validation first, as in the reference.
 
-    def _validated(self, step: int, epoch: int) -> Mapping[str, float] | None:
-        if self._with.validate is None:
-            return None
+        Who is asked to stop has little time: the validation is left to whoever goes on from what is saved.
+        """
+        epoch, ends_epoch = self._plan.epoch_of(step), self._plan.ends_epoch(step)
+        is_left = self._is_validated(step) and bool(notices & STOP)
+        numbers = self._validated(step, epoch) if self._is_validated(step) and not is_left else None
+        self._with.watchdog.note(step, "saving what is due")
+        self._with.saver.after_step(step, epoch, ends_epoch, numbers, notices=notices, unvalidated=is_left)
+
+    def _is_validated(self, step: int) -> bool:
+        settings, epoch = self._config.validate, self._plan.epoch_of(step)
+        is_epochs = self._plan.ends_epoch(step) and is_due(epoch, settings.every_epochs)
+        return self._with.validate is not None and (is_due(step, settings.every_steps) or is_epochs)
+
+    def _validated(self, step: int, epoch: int) -> Mapping[str, float]:
+        assert self._with.validate is not None  # nothing is due without
         self._with.watchdog.note(step, "validating")
         numbers = self._with.validate(step, epoch)
         self._task.train_mode()

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 from cn_clip.data.store import SplitWriter
-from cn_clip.errors import CnClipError, ConfigError, DataError, DeviceError, TrainingError, WeightsError
-from cn_clip.training.step_log import MEASURED
+from cn_clip.errors import (
+    CnClipError,
+    ConfigError,
+    DataError,
+    DeviceError,
+    Preempted,
+    TrainingError,
+    WeightsError,
+)
+from cn_clip.training.step_log import MEASURED, StepLog
 from tests.training.conftest import Train, png
 
 PREFIX = r"\d{4}-\d\d-\d\d,\d\d:\d\d:\d\d \| INFO \| Rank 0 \| "
@@ -297,6 +307,56 @@ def test_a_run_that_is_started_again_before_it_saved_leaves_a_foreign_file_alone
     monkeypatch.setenv("CN_CLIP_EXIT_MARKER", "/tmp/a_third_launcher")
     train("--set=run.resume=none", "--max-steps=1", name="second")
     assert [row["step"] for row in metrics(run) if row["kind"] == "train"] == [1]
+
+
+@pytest.mark.parametrize("every", ["--max-steps=8", "--max-steps=6", "--valid-step-interval=4"])
+def test_a_validation_that_a_signal_put_off_comes_when_the_run_goes_on(
+    train: Train, tiny_split: Path, monkeypatch: pytest.MonkeyPatch, every: str
+) -> None:
+    """Due after step 6, the end of the epoch, which may be the last; or after step 4 as well."""
+    at = 4 if "interval" in every else 6
+    words = (f"--val-data={tiny_split}", "--max-steps=8", every, "--set=checkpoint.best=mean_recall")
+    whole = train(*words, name="whole")
+    advance, steps = StepLog.advance, []
+
+    def stop_before_the_validation(log: StepLog) -> None:
+        advance(log)
+        steps.append(0)
+        if len(steps) == at - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StepLog, "advance", stop_before_the_validation)
+        with pytest.raises(Preempted, match=f"after step {at}: saved"):
+            train(*words, name="cut")
+    cut = whole.parent / "cut"
+    assert not [row for row in metrics(cut) if row["kind"] == "valid"]
+    train(*words, name="cut")
+    ours, theirs = (
+        [{key: row[key] for key in row if key not in MEASURED} for row in metrics(run)]
+        for run in (cut, whole)
+    )
+    assert ours == theirs
+    for name in ("epoch_latest.pt", "best.pt", "epoch1.pt"):
+        assert same_weights(weights(cut, name), weights(whole, name))
+    # done once: not again by who goes on from here
+    train(*words, name="cut")
+    assert len([row for row in metrics(cut) if row["kind"] == "valid"]) == len(
+        [row for row in metrics(whole) if row["kind"] == "valid"]
+    )
+
+
+def test_settings_of_the_optimizer_that_a_checkpoint_overrules_are_told(train: Train) -> None:
+    train("--max-steps=1")
+    run = train("--max-steps=2", "--wd=0.1", "--beta2=0.9", "--eps=1e-4")
+    (said,) = {
+        line
+        for path in run.glob("out_*.log")
+        for line in path.read_text().splitlines()
+        if "settings in" in line
+    }
+    assert "WARNING" in said and "weight_decay 0.2 (this run's settings say 0.1)" in said
+    assert "betas (0.9, 0.98) (this run's settings say (0.9, 0.9))" in said and "eps 1e-06" in said
 
 
 def test_a_best_number_that_no_validation_gives_is_told_before_anything_starts(

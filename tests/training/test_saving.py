@@ -17,11 +17,13 @@ import torch
 from safetensors.torch import load_file
 
 from cn_clip.config.schema import Checkpoint, Parallel
+from cn_clip.config.schema import Run as RunSettings
 from cn_clip.errors import ConfigError, Preempted, TrainingError
 from cn_clip.parallel.engines.ddp import CopiesEngine
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.training.checkpoints import Position, RunState, read_saved
+from cn_clip.training.going_on import way_on
 from cn_clip.training.plan import Plan
 from cn_clip.training.run_dir import RunDir
 from cn_clip.training.saving import FAILED, STOP, Saver
@@ -54,7 +56,10 @@ class Run:
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., Run]:
     def run(
-        stop: StopSignals | None = None, clock: Callable[[], float] | None = None, **settings: Any
+        stop: StopSignals | None = None,
+        clock: Callable[[], float] | None = None,
+        way_on: str = "the same command goes on from there",
+        **settings: Any,
     ) -> Run:
         device = torch.device("cpu")
         model = torch.nn.Linear(1, 1, bias=False)
@@ -68,7 +73,7 @@ def start(tmp_path: Path) -> Callable[..., Run]:
         return Run(
             run_dir.checkpoints,
             state,
-            Saver(Checkpoint(**settings), state, run_dir, PLAN, stop=stop, **options),
+            Saver(Checkpoint(**settings), state, run_dir, PLAN, stop=stop, way_on=way_on, **options),
         )
 
     return run
@@ -257,6 +262,27 @@ def test_a_signal_saves_and_stops(start: Callable[..., Run], number: signal.Sign
     assert signal.getsignal(number) is before
 
 
+def test_the_farewell_says_which_command_goes_on(start: Callable[..., Run]) -> None:
+    assert way_on(RunSettings()) == "the same command goes on from there"
+    typed = RunSettings(resume="a.pt", reset_position=True)
+    with StopSignals() as stop:
+        run = start(stop=stop, way_on=way_on(typed))
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(
+            Preempted, match=r"without --resume \(run.resume\) and --reset-data-offset goes on"
+        ):
+            run.step(1)
+
+
+def test_rows_are_made_to_last_before_a_file_counts_on_them(start: Callable[..., Run]) -> None:
+    run, files = start(every_steps=2), []
+    run.saver.before_save = lambda: files.append(run.names())
+    for step in (1, 2, 3):
+        run.step(step)
+    run.saver.close()
+    assert files == [[], ["epoch_1_2.pt", "epoch_latest.pt"]]
+
+
 def test_a_second_ctrl_c_aborts() -> None:
     with StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
@@ -269,7 +295,8 @@ def test_a_run_without_checkpoints_stops_and_says_so(start: Callable[..., Run]) 
     with StopSignals() as stop:
         run = start(stop=stop, enabled=False, every_steps=1)
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Preempted, match="checkpoint.enabled"):
+        # and asks nobody to start it again: from the beginning
+        with pytest.raises(TrainingError, match="checkpoint.enabled is off, so nothing of it is kept"):
             run.step(1)
     assert run.names() == []
 

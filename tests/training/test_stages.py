@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,12 @@ import yaml
 
 from cn_clip.clip.lora import merged
 from cn_clip.clip.model import build_model
-from cn_clip.errors import ConfigError, WeightsError
+from cn_clip.errors import ConfigError, Preempted, WeightsError
 from cn_clip.training.build import build_config
 from cn_clip.training.checkpoints.consolidation import whole_content
 from cn_clip.training.checkpoints.content import own_weights
 from cn_clip.training.stages import stages_of
-from cn_clip.training.step_log import MEASURED
+from cn_clip.training.step_log import MEASURED, StepLog
 from tests.training.conftest import Train
 
 STAGES: list[dict[str, Any]] = [
@@ -208,6 +210,27 @@ def test_a_place_is_told_in_the_stages_as_they_are_now(
     assert found == steps
     log = "".join(path.read_text() for path in run.glob("out_*.log"))
     assert said in log and "WARNING" in log
+
+
+def test_a_validation_put_off_at_the_end_of_a_stage_comes_with_that_stage_s_settings(
+    train: Train, tiny_split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [with_stages(tmp_path, SHORT, "valid"), f"--val-data={tiny_split}"]
+    whole = train(*words, name="whole")
+    advance = StepLog.advance
+
+    def stop_in_the_next_step(log: StepLog) -> None:
+        advance(log)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StepLog, "advance", stop_in_the_next_step)
+        with pytest.raises(Preempted, match="after step 2: saved"):
+            train(*words, name="cut")
+    assert rows(tmp_path / "cut", "valid") == []
+    cut = train(*words, name="cut")
+    assert [row["step"] for row in rows(cut, "valid")] == [2, 8]
+    assert rows(cut, "valid") == rows(whole, "valid") and rows(cut) == rows(whole)
 
 
 def test_stages_as_they_were_are_not_warned_of(train: Train, short: Path, tmp_path: Path) -> None:

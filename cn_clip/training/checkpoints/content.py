@@ -61,6 +61,7 @@ def to_content(captured: Captured, merge: Callable[[Weights], Weights]) -> Check
             "version": cn_clip.__version__,
             **captured.origin,
             "stage": captured.position.stage,
+            "unvalidated": captured.position.unvalidated,
             "best": captured.best,
             "own_files": captured.own_files,
             "live": _beside(usable, live),

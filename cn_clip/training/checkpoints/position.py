@@ -18,6 +18,8 @@ class Position:
     """Optimizer steps done."""
     stage: int = 0
     """Number of the stage, from 0; steps and epochs count through all stages."""
+    unvalidated: bool = False
+    """The run was stopped before the validation that was due after this step: it comes first when it goes on."""
 
 
 def steps_done(position: Position, steps_per_epoch: int) -> int:

@@ -20,6 +20,7 @@ from cn_clip.clip.model import CLIP
 from cn_clip.clip.weights import Weights
 from cn_clip.clip.weights.layouts import is_for_training_only, resize_pos_embed
 from cn_clip.errors import WeightsError
+from cn_clip.parallel.engines import Engine
 from cn_clip.training.checkpoints.position import Position
 from cn_clip.training.checkpoints.state import RunState
 
@@ -66,13 +67,39 @@ class SavedRun(ABC):
 def position_of(facts: Mapping[str, Any], path: Path) -> Position:
     """Where the run of a checkpoint's entries stood; WeightsError for one that does not say."""
     try:
-        stage = int(facts.get("cn_clip", {}).get("stage", 0))
-        return Position(epoch=int(facts["epoch"]), step=int(facts["step"]), stage=stage)
+        ours = facts.get("cn_clip", {})
+        stage, unvalidated = int(ours.get("stage", 0)), bool(ours.get("unvalidated", False))
+        return Position(int(facts["epoch"]), int(facts["step"]), stage, unvalidated)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
             f"{path} does not say at which epoch and step it was saved: it holds weights only, so start from it with "
             "model.init_from"
         ) from error
+
+
+DECIDING = ("weight_decay", "betas", "eps")
+"""Settings of an optimizer's groups that a checkpoint brings; the learning rate is the schedule's."""
+
+
+def warn_of_settings(found: Mapping[str, Any], engine: Engine[Any], path: Path) -> None:
+    """Say which settings of this run do not hold, where the file's do; `found` has the groups of the engine's optimizer."""
+    changed = [
+        f"{name} {group[name]} (this run's settings say {own[name]})"
+        for group, own in zip(found["param_groups"], engine.optimizer.param_groups, strict=True)
+        for name in DECIDING
+        if name in group and name in own and _plain(group[name]) != _plain(own[name])
+    ]
+    if changed and engine.ranks.is_main:
+        logger.warning(
+            "The optimizer's settings in %s hold, as in the reference: %s. With --reset-optimizer (run.reset_optimizer=true) "
+            "this run's own do, and its averages start at zero.",
+            path,
+            ", ".join(dict.fromkeys(changed)),
+        )
+
+
+def _plain(value: Any) -> Any:  # Any: numbers, or lists of them where another program wrote the file
+    return tuple(value) if isinstance(value, list) else value
 
 
 def load_live(model: CLIP, live: Weights, path: Path) -> None:

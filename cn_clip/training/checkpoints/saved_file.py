@@ -11,7 +11,7 @@ from cn_clip.clip.weights import Checkpoint, load_into, model_weights, state_for
 from cn_clip.clip.weights.layouts import resize_pos_embed
 from cn_clip.errors import WeightsError
 from cn_clip.training.checkpoints.content import own_weights
-from cn_clip.training.checkpoints.saved import SavedRun, load_live
+from cn_clip.training.checkpoints.saved import SavedRun, load_live, warn_of_settings
 from cn_clip.training.checkpoints.state import RunState
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ class SavedFile(SavedRun):
             engine.shapes(),
             keep_settings=keep_settings,
         )
+        if not keep_settings:
+            warn_of_settings(found, engine, self.path)
         engine.load_optimizer_state(found)
         engine.precision.load_state_dict(self.checkpoint.get("scaler", {}))
         logger.info("=> optimizer state is restored from the checkpoint")

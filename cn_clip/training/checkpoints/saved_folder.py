@@ -21,7 +21,7 @@ from cn_clip.parallel import sharded_files
 from cn_clip.parallel.sharded_index import read_index
 from cn_clip.training.checkpoints.content import FORMAT
 from cn_clip.training.checkpoints.position import Position
-from cn_clip.training.checkpoints.saved import SavedRun, load_live
+from cn_clip.training.checkpoints.saved import SavedRun, load_live, warn_of_settings
 from cn_clip.training.checkpoints.state import RunState
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,8 @@ class SavedFolder(SavedRun):
             engine.shapes(),
             keep_settings=keep_settings,
         )
+        if not keep_settings:
+            warn_of_settings(found, engine, self.path)
         engine.load_optimizer_state(found)
         engine.precision.load_state_dict(self.facts["scaler"])
         logger.info("=> optimizer state is restored from the checkpoint")
@@ -87,6 +89,7 @@ def save_folder(
             "version": cn_clip.__version__,
             **state.origin,
             "stage": position.stage,
+            "unvalidated": position.unvalidated,
             "best": state.best,
             "own_files": list(state.own_files),
             "num_updates": 0 if average is None else average.num_updates,
