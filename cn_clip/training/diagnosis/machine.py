@@ -166,7 +166,7 @@ def check_package() -> Finding:
         f"cn_clip {cn_clip.__version__} from {here}; Python {numbers['python']}, torch {numbers['torch']}, "
         f"transformers {numbers['transformers']}, open_clip {numbers['open_clip_torch']}"
     )
-    return _judged_place(says, numbers, here, Path.cwd())
+    return judge_place(says, numbers, here, Path.cwd())
 
 
 def check_same_versions(ranks: Ranks) -> list[Finding]:
@@ -190,7 +190,7 @@ def unlike_versions(others: list[int]) -> Finding:
     )
 
 
-def _judged_place(says: str, numbers: dict[str, Number], here: Path, cwd: Path) -> Finding:
+def judge_place(says: str, numbers: dict[str, Number], here: Path, cwd: Path) -> Finding:
     """`wrong` where the user stands in a checkout and another copy runs."""
     checkout = next((folder for folder in (cwd, *cwd.parents) if is_checkout(folder)), None)
     if checkout is not None and (checkout / "cn_clip").resolve() != here:
