@@ -276,3 +276,16 @@ def _content(run: Path, step: int) -> dict[str, Any]:
     (path,) = run.glob(f"checkpoints/epoch_*_{step}.*")
     found: dict[str, Any] = whole_content(path) if path.is_dir() else torch.load(path, weights_only=True)
     return found
+
+
+def test_adapters_follow_a_stage_that_trained_all(train: Train, tmp_path: Path) -> None:
+    stages = [{"steps": 2}, {"steps": 2, "lora": {"image_rank": 2, "text_rank": 2}}, {"steps": 1}]
+    path = tmp_path / "adapters.yaml"
+    path.write_text(yaml.safe_dump({"stages": stages}))
+    run = train(f"--config={path}", "--save-step-frequency=1")
+    assert [row["step"] for row in rows(run)] == [1, 2, 3, 4, 5]
+    key = "module.visual.transformer.resblocks.0.attn.in_proj_weight"
+    weights = [
+        checkpoint(run, file.name)["state_dict"][key] for file in sorted(run.glob("checkpoints/epoch_*_*.pt"))
+    ]
+    assert all(not torch.equal(one, other) for one, other in zip(weights, weights[1:], strict=False))

@@ -223,7 +223,9 @@ def _likely_sets(everything: list[str], trained: set[str]) -> Iterator[list[str]
 def _check_known(told: list[str], trained: set[str], shape_of: Mapping[str, torch.Size]) -> None:
     """A file may be of more or less of this model's parameters, or of adapters that it has not; not of another tower."""
     strange = [name for name in told if name not in shape_of and ".lora_" not in name]
-    strange = [name for name in strange if name.startswith(("visual.", "bert."))]
+    # adapters split a tower's attention into layers of other names
+    adapted = {name.partition(".")[0] for name in shape_of if ".lora_" in name}
+    strange = [name for name in strange if name.partition(".")[0] in {"visual", "bert"} - adapted]
     if strange or not trained & set(told):
         raise WeightsError(
             f"the checkpoint's optimizer state is for {len(told)} parameters, {len(trained & set(told))} of the "
