@@ -18,6 +18,7 @@ from cn_clip.towers.image import ImageTower
 from cn_clip.towers.keyed_dropout import key_dropout
 from cn_clip.towers.pair_random import random_words
 from cn_clip.towers.sites import Site, Sites
+from cn_clip.towers.whole_attention import take_over_attentions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ class VitTower(VisionTransformer):
             act_layer=QuickGELU if options.activation == "quick_gelu" else nn.GELU,
             norm_layer=LayerNormFp32,  # the published models normalise in fp32 whatever the weights' type
         )
+        take_over_attentions(self.blocks())
         self.image_px = options.image_px
         self.sites = Sites()
         # the library's own rounds the number of kept patches differently
