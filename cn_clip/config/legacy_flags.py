@@ -235,7 +235,9 @@ def _overrides(flag: Flag, value: Any) -> list[Override]:
 
 def _unknown_flag(word: str) -> str:
     name = word.partition("=")[0]
-    near = difflib.get_close_matches(name, [flag.name for flag in FLAGS] + ["--config", "--set", "--dry-run"], n=1)
+    near = difflib.get_close_matches(
+        name, [flag.name for flag in FLAGS] + ["--config", "--set", "--dry-run"], n=1
+    )
     hint = (
         f"did you mean {near[0]}?"
         if near

@@ -47,7 +47,9 @@ def our_actions() -> dict[str, argparse.Action]:
 
 
 @pytest.mark.parity
-def test_same_flags_and_no_more_than_config_set_and_dry_run(reference_actions: dict, our_actions: dict) -> None:
+def test_same_flags_and_no_more_than_config_set_and_dry_run(
+    reference_actions: dict, our_actions: dict
+) -> None:
     assert len(reference_actions) == 46
     assert set(our_actions) == set(reference_actions) | {"--config", "--set", "--dry-run"}
 
