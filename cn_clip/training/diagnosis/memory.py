@@ -81,10 +81,11 @@ class Prediction:
 
 
 def predict(
-    config: TrainConfig, world_size: int, device_type: str, *, pairs: int | None = None
+    config: TrainConfig, world_size: int, device_type: str, *, cost: StepCost | None = None
 ) -> Prediction:
-    """Memory of each of `world_size` ranks, with micro-batches of `pairs` (`train.batch_size`)."""
-    cost = step_cost(config, device_type, pairs=pairs, world_size=world_size)
+    """Memory of each of `world_size` ranks; `cost` where it is known already."""
+    if cost is None:
+        cost = step_cost(config, device_type, world_size=world_size)
     accumulate = config.train.accumulate
     share = share_of(cost.weights, cut_of(config, world_size))
     loss = loss_cost(
