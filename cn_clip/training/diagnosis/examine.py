@@ -53,7 +53,8 @@ class Examination:
     _loader: LoaderRate | None = None
     _network: Bandwidth | None = None
     _step: StepRate | None = None
-    _worst: Prediction | None = field(default=None)
+    _predictions: dict[int, Prediction] = field(default_factory=dict)
+    """By the number of the stage."""
 
     def run(self, only: Sequence[str] = ()) -> Iterator[Finding]:
         """Findings, each when it is there; `only` some checks, by name."""
@@ -79,11 +80,14 @@ class Examination:
 
     @property
     def fullest(self) -> Prediction:
-        """Prediction of the first stage that takes the most."""
-        if self._worst is None:
-            self.memory()
-        assert self._worst is not None
-        return self._worst
+        """Of the stage that takes the most."""
+        return max(map(self._predicted, self.stages), key=lambda prediction: prediction.total)
+
+    def _predicted(self, stage: Stage) -> Prediction:
+        if stage.number not in self._predictions:
+            device_type = self.ranks.device.type
+            self._predictions[stage.number] = predict(stage.config, self.ranks.world_size, device_type)
+        return self._predictions[stage.number]
 
     def machine(self) -> list[Finding]:
         return [*check_machine(self.ranks), *check_same_versions(self.ranks)]
@@ -102,9 +106,7 @@ class Examination:
     def memory(self) -> list[Finding]:
         found = []
         for stage in self.stages:
-            prediction = predict(stage.config, self.ranks.world_size, self.ranks.device.type)
-            if self._worst is None or prediction.total > self._worst.total:
-                self._worst = prediction
+            prediction = self._predicted(stage)
             finding = check_memory(stage.config, prediction, self.available, ranks=self.ranks)
             found.append(
                 replace(finding, says=f"stage {stage.name!r}: {finding.says}") if stage.name else finding
@@ -123,7 +125,7 @@ class Examination:
         config = self.stages[0].config
         self._step = measure_steps(
             config,
-            predict(config, self.ranks.world_size, self.ranks.device.type),
+            self._predicted(self.stages[0]),
             self.ranks,
             available=self.available,
             longest_seconds=self.seconds,
