@@ -6,7 +6,7 @@
 #   GPUS_PER_NODE  processes on each machine; `auto`: one for each GPU, one without a GPU. On a CPU machine that many
 #                  processes talk through gloo.
 #   MASTER_ADDR    address of machine 0; `localhost` only for a single machine
-#   MASTER_PORT    port of machine 0; `auto`: 8514, or on a single machine another when that is taken
+#   MASTER_PORT    port of machine 0; `auto`: 8514, on a single machine any free one
 #   RANK           number of this machine, 0 to WORKER_CNT - 1
 #   MAX_RESTARTS, STOPPED_EXIT_CODE: see _supervise.sh
 # Run the same script on every machine, each with its RANK.
@@ -95,15 +95,16 @@ gpus_here() {
 
 meeting_port() {
     local python=$1 port=$MASTER_PORT
-    if [[ $port == auto ]]; then
+    if [[ $port == auto ]] && ((WORKER_CNT == 1)); then
+        free_port "$python"  # not a fixed one: two runs that start in one second would both find it free
+        return
+    elif [[ $port == auto ]]; then
         port=$DEFAULT_PORT
     elif [[ ! $port =~ ^[1-9][0-9]{0,4}$ ]] || ((port > 65535)); then
         fail "MASTER_PORT is '$port'; give auto or a port, 1 to 65535"
     fi
     if ((RANK > 0)) || port_is_free "$python" "$port"; then
         echo "$port"
-    elif [[ $MASTER_PORT == auto ]] && ((WORKER_CNT == 1)); then
-        free_port "$python"
     else
         fail "port $port is in use on this machine: set MASTER_PORT to a free one, for example $(free_port "$python")," \
             "on every machine"

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from cn_clip.errors import DeviceError, LaunchError
+from cn_clip.parallel.fresh_store import fresh_store
 
 # a rank may decode its first batches for long before the first collective
 JOIN_TIMEOUT = timedelta(minutes=30)
@@ -85,8 +86,11 @@ def _check_cuda(device: torch.device, local_rank: int) -> None:
 
 def _join(backend: str, timeout: timedelta) -> None:
     try:
-        dist.init_process_group(backend, timeout=timeout)
-    except (dist.DistError, ValueError, RuntimeError) as error:
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store = fresh_store(store, rank=rank, world_size=world_size, timeout=timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    except (dist.DistError, ValueError, RuntimeError, TimeoutError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LaunchError(

@@ -25,7 +25,7 @@ class Columns(PairSource):
     def __len__(self) -> int:
         return len(self._columns.image_ids)
 
-    def read(self, index: int, *, epoch: int, seed: int) -> RawPair:
+    def read(self, index: int, *, epoch: int, seed: int, picture: bool = True) -> RawPair:
         raise AssertionError("an order reads no pictures")
 
     def columns(self, *, epoch: int, seed: int) -> PairColumns:

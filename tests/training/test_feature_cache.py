@@ -34,7 +34,9 @@ def test_a_cached_run_is_the_run_without_a_cache(train: Train, tower: str) -> No
     cached = train(*FROZEN, f"--vision-model={tower}", "--set=data.feature_cache=auto", name="cached")
     assert (cached / "features" / "meta.json").is_file()
     for name, value in weights(plain).items():
-        torch.testing.assert_close(weights(cached)[name], value, rtol=1e-4, atol=1e-6)
+        if "key.bias" in name:
+            continue  # softmax ignores a shift of its scores: the true gradient is 0, and AdamW steps by its rounding
+        torch.testing.assert_close(weights(cached)[name], value, rtol=1e-4, atol=1e-6, msg=name)
     assert losses(cached) == pytest.approx(losses(plain), rel=1e-4)
 
 
