@@ -81,7 +81,8 @@ class Watchdog:
         self._store: dist.Store | None = None
         self._over = threading.Event()
         self._telling = threading.Lock()
-        """Held by the thread that tells the end: the failed collective and the timeout come at the same time."""
+        """Held by the thread that tells the others something: a failed collective, the timeout and a beat may come at the same
+        time, and after the end nothing may be told any more."""
 
     def __enter__(self) -> Watchdog:
         if self._ranks.world_size > 1:
@@ -96,14 +97,15 @@ class Watchdog:
         if self._ranks.world_size == 1:
             return
         if isinstance(error, Exception) and is_lost_rank(error):
-            with self._telling:  # never to be given back: whoever comes second says nothing
+            with self._telling:
                 self._over.set()
                 # leaving the others may hang as well
                 faulthandler.dump_traceback_later(FAREWELL_SECONDS, exit=True)
                 raise LostRankError(self._lost()) from error
-        self._over.set()
-        faulthandler.cancel_dump_traceback_later()
-        self._publish(ended="" if error is None else _sentence(error))
+        with self._telling:
+            self._over.set()
+            faulthandler.cancel_dump_traceback_later()
+            self._publish(ended="" if error is None else _sentence(error))
 
     def note(self, step: int, doing: str) -> None:
         """This rank goes on: it is at `step`, `doing` something, as in "reading its pairs"."""
@@ -117,13 +119,14 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._over.wait(self._beat):
-            self._publish()
-            # Python's threads stand still where a call in C holds the interpreter; this one does not
-            faulthandler.dump_traceback_later(self._timeout + FAREWELL_SECONDS, exit=True)
-            if time.monotonic() - self._noted > self._timeout:
-                with self._telling:
-                    if not self._over.is_set():
-                        self._end()
+            with self._telling:
+                if self._over.is_set():
+                    return
+                self._publish()
+                # Python's threads stand still where a call in C holds the interpreter; this one does not
+                faulthandler.dump_traceback_later(self._timeout + FAREWELL_SECONDS, exit=True)
+                if time.monotonic() - self._noted > self._timeout:
+                    self._end()
 
     def _publish(self, ended: str | None = None) -> None:
         note = self._note

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
+import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 
-from cn_clip.parallel.watchdog import LOST, Note, describe
+from cn_clip.parallel import watchdog
+from cn_clip.parallel.ranks import Ranks
+from cn_clip.parallel.watchdog import LOST, Note, Watchdog, describe
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("watchdog_worker.py")
@@ -138,3 +146,31 @@ def test_who_is_looked_at() -> None:
     assert "rank 2 does not answer" in said and "rank 1" not in said
     many = {rank: Note(9, "waiting", 5, "DataError: x") for rank in range(1, 9)}
     assert describe({}, many).endswith("; and 5 more")
+
+
+class SlowStore(dist.HashStore):
+    """A store that takes its time over a beat, as one across a network may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.under_way = threading.Event()
+
+    def set(self, key: str, value: str) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            self.under_way.set()
+            time.sleep(0.3)
+        super().set(key, value)
+
+
+def test_a_beat_that_is_under_way_does_not_outlive_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others read why this rank ended, and no alarm is left that would end a process that goes on."""
+    store, alarms = SlowStore(), list[str]()
+    monkeypatch.setattr(watchdog, "_own_connection", lambda: store)
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda *_, **__: alarms.append("set"))
+    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: alarms.append("taken back"))
+    ranks = Ranks(rank=0, world_size=2, local_rank=0, device=torch.device("cpu"))
+    with Watchdog(ranks, timedelta(minutes=1), beat_seconds=0.01):
+        assert store.under_way.wait(10)
+    time.sleep(0.5)
+    assert json.loads(store.get("cn_clip/0/0"))["ended"] == ""
+    assert alarms[-1] == "taken back"
