@@ -296,7 +296,9 @@ def _unit(features_BE: Tensor) -> Tensor:
 
 
 def _normalised(image_BCHW: Tensor) -> Tensor:
-    mean, std = _mean_and_std(image_BCHW.device)
+    # real tensors are kept for later; those of a mode without memory (`FakeTensorMode`) must stay inside it
+    mean_and_std = _mean_and_std if type(image_BCHW) is Tensor else _mean_and_std.__wrapped__
+    mean, std = mean_and_std(image_BCHW.device)
     return (image_BCHW.float() / 255 - mean) / std
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cn_clip.clip.model import CLIP, build_model, convert_models_to_fp32, convert_weights
+from cn_clip.clip.model import CLIP, _mean_and_std, build_model, convert_models_to_fp32, convert_weights
 from cn_clip.clip.presets import MODEL_CONFIGS
 from cn_clip.clip.transform import MEAN, STD
 from cn_clip.errors import ConfigError
@@ -110,6 +111,16 @@ def test_raw_pictures_are_normalised_on_the_device(model: CLIP) -> None:
     raw = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     floats = (raw.float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     torch.testing.assert_close(model.encode_image(raw), model.encode_image(floats), rtol=0, atol=1e-6)
+
+
+def test_raw_pictures_without_memory_leave_nothing_to_later_ones(model: CLIP) -> None:
+    _mean_and_std.cache_clear()
+    raw = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    shape = (2, model.text_projection.shape[1])
+    for _ in range(2):  # the second time after real ones
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            assert model.encode_image(mode.from_tensor(raw)).shape == shape
+        assert type(model.encode_image(raw)) is Tensor
 
 
 def test_the_state_dict_keys_begin_as_the_checkpoint_s(model: CLIP) -> None:
