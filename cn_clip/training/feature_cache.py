@@ -77,6 +77,7 @@ def cached_features(
         return open_features(folder)
     _check_room(folder, len(ids_n), engine)
     _make(config, engine, data, folder, ids_n, first_n, watchdog, stop)
+    any_rank([False], engine.ranks)  # every part is on disk before the folder counts as whole
     if engine.ranks.is_main:
         FeatureWriter(folder).finish(fingerprint)
     any_rank([False], engine.ranks)  # the others wait until it is whole

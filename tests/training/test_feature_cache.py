@@ -11,6 +11,9 @@ import torch
 
 from cn_clip.data.feature_store import FeatureWriter, open_features
 from cn_clip.errors import ConfigError, DataError
+from cn_clip.parallel.gather import any_rank
+from cn_clip.parallel.ranks import Ranks
+from cn_clip.training import feature_cache
 from tests.training.conftest import Train
 
 FROZEN = ("--freeze-vision", "--max-epochs=2", "--accum-freq=2")
@@ -81,3 +84,27 @@ def test_a_store_gives_rows_by_id_and_says_what_it_has_not(tmp_path: Path) -> No
         store.read(4)
     with pytest.raises(DataError, match="9 could not be read"):
         store.read(9)
+
+
+def test_the_folder_is_whole_only_when_every_rank_has_written_its_part(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def meet(flags: list[bool], ranks: Ranks) -> list[bool]:
+        told.append("all ranks meet")
+        return any_rank(flags, ranks)
+
+    class Writer(FeatureWriter):
+        def flush(self) -> None:
+            told.append("flush")
+            super().flush()
+
+        def finish(self, fingerprint: str) -> None:
+            told.append("finish")
+            super().finish(fingerprint)
+
+    monkeypatch.setattr(feature_cache, "any_rank", meet)
+    monkeypatch.setattr(feature_cache, "FeatureWriter", Writer)
+    train("--freeze-vision", "--set=data.feature_cache=auto", "--max-steps=1")
+    assert told[-4:] == ["flush", "all ranks meet", "finish", "all ranks meet"]
