@@ -148,6 +148,8 @@ def test_features_on_disk_teach_by_id(tmp_path: Path) -> None:
 def test_what_is_no_teacher_is_told(train: Train) -> None:
     with pytest.raises(WeightsError, match="no checkpoint file, no Hugging Face folder"):
         train("--distillation", "--teacher-model-name=/nowhere")
+    with pytest.raises(WeightsError, match="no folder or .jsonl of features"):
+        train("--distillation", "--teacher-model-name=/nowhere.jsonl")
     with pytest.raises(ConfigError, match="distill.teacher .* is not set"):
         train("--distillation")
     with pytest.raises(ConfigError, match="pip install"):

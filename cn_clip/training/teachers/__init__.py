@@ -77,7 +77,7 @@ def kind_of(setting: str) -> str:
     """The module that opens it; WeightsError where there is nothing of the kind."""
     path = Path(setting)
     tests: Mapping[str, bool] = {
-        "feature_folder": (path / "features.npy").is_file() or path.suffix == ".jsonl",
+        "feature_folder": (path / "features.npy").is_file() or (path.suffix == ".jsonl" and path.is_file()),
         "hf_folder": (path / "config.json").is_file(),
         "checkpoint": path.is_file(),
         "modelscope_model": setting in MODELSCOPE,
