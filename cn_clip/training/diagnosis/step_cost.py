@@ -106,7 +106,7 @@ def tower_attention(config: TrainConfig) -> dict[str, list[AttentionCall]]:
         set_training_mode(model, frozen)
         images_BCHW, tokens_BL = _batch(model, config, 2)
         keys_B = torch.zeros(2, dtype=torch.int64) if config.train.randomness == "pair" else None
-        model.encode_image(_as_floats(images_BCHW), config.model.mask_ratio, keys_B=keys_B)
+        model.encode_image(images_BCHW, config.model.mask_ratio, keys_B=keys_B)
         found["image"], observed.calls = observed.calls, []
         model.encode_text(tokens_BL[:2], keys_B=keys_B)
         found["text"] = observed.calls
@@ -132,11 +132,6 @@ def _batch(model: CLIP, config: TrainConfig, pairs: int) -> tuple[Tensor, Tensor
     images_BCHW = torch.empty(pairs, 3, px, px, dtype=as_stored)
     captions = pairs * (1 + config.data.hard_negatives)
     return images_BCHW, torch.ones(captions, config.data.context_length, dtype=torch.int64)
-
-
-def _as_floats(images_BCHW: Tensor) -> Tensor:
-    """As large as the normalised pictures are; normalising itself would leave fake tensors in a cache of real ones."""
-    return images_BCHW.float()
 
 
 class _Run:
@@ -181,7 +176,7 @@ class _Run:
         keyed = self._config.train.randomness == "pair"
         with _autocast(self._config.train.precision):
             image_BE, text_BE, scale, *_ = self._model(
-                _as_floats(self._images_BCHW),
+                self._images_BCHW,
                 self._tokens_BL,
                 mask_ratio=self._config.model.mask_ratio,
                 keys_B=torch.zeros(len(self._images_BCHW), dtype=torch.int64) if keyed else None,
