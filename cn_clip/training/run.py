@@ -16,6 +16,7 @@ from cn_clip.parallel.watchdog import Watchdog
 from cn_clip.training.build import build_config
 from cn_clip.training.checkpoints import SavedRun, read_saved
 from cn_clip.training.checkpoints.best import check_best
+from cn_clip.training.checkpoints.folders import CheckpointFolders
 from cn_clip.training.distillation import find_teacher
 from cn_clip.training.going_on import (
     as_started_again,
@@ -46,6 +47,8 @@ def train(config: TrainConfig) -> None:
         enter(logging_to(run_dir, ranks, debug=config.run.debug))
         watchdog = enter(Watchdog(ranks, timeout, log=run_dir.log if run_dir.writes else None))
         stop = enter(StopSignals())
+        if run_dir.writes:
+            CheckpointFolders(run_dir.checkpoints).bring_back()
         token = from_main(run_token(run_dir) if ranks.is_main else "", ranks)
         again = from_main(as_started_again(config, run_dir, token) if ranks.is_main else config, ranks)
         _train(RunContext(again, run_dir, ranks, stop, watchdog, token, way_on(config.run)))

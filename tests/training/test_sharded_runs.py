@@ -57,3 +57,12 @@ def test_a_run_may_change_between_files_and_shards(train: Train) -> None:
     said = "".join(path.read_text() for path in sorted(changing.glob("out_*.log")))
     assert "epoch_1_2.sharded' (epoch 1 @ 2 steps)" in said and "epoch_latest.pt' (epoch 1 @ 4 steps)" in said
     assert (whole / "checkpoints" / "epoch_latest.pt").is_file()
+
+
+def test_cut_off_while_its_latest_folder_is_replaced_a_run_goes_on_from_what_was_there(train: Train) -> None:
+    run = train(*WORDS, "--max-steps=4", SHARDED)
+    latest = (run / "checkpoints" / "epoch_latest.sharded").resolve()
+    latest.rename(latest.with_name(f".{latest.name}.old"))
+    train(*WORDS, SHARDED)
+    said = max(run.glob("out_*.log")).read_text()
+    assert "=> loaded checkpoint" in said and "Global Steps: 5/5" in said and "Global Steps: 4/5" not in said

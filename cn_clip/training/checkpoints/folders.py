@@ -36,6 +36,16 @@ class CheckpointFolders:
         for partial in self.folder.glob(f".*{ENDING}.partial"):
             shutil.rmtree(partial, ignore_errors=True)
 
+    def bring_back(self) -> None:
+        """Put back a folder of which a killed run had moved the old one away and the new one not yet into its place.
+
+        Names that link to it would else point to nothing, and the run would begin anew.
+        """
+        for old in self.folder.glob(f".*{ENDING}.old"):
+            place = self.folder / old.name.removeprefix(".").removesuffix(".old")
+            if not place.exists():
+                old.rename(place)
+
     def place(self, own: Sequence[str], position: Position) -> Path:
         """The folder to write to, for a save under these names for its epoch and step."""
         name = folder_name(own[0]) if own else f"{UNNAMED}{position.epoch}_{position.step}{ENDING}"
