@@ -45,6 +45,8 @@ class StepLog:
         self._suspects = RowFile(run_dir.suspects, first_step) if self._writes else None
         self._boards: list[Board] = open_boards(settings, run_dir, first_step) if self._writes else []
         kept = self._metrics.kept if self._metrics else []
+        # a validation that was put off comes again where its row was the last thing a killed run did
+        self._validated = {row["step"] for row in kept if row["kind"] == "valid"}
         self._num_skipped = sum(row["kind"] == "skipped" for row in kept)
         self._last_plan: Row = next((row for row in reversed(kept) if row["kind"] == "plan"), {})
         before = max((row.get("elapsed_seconds", 0.0) for row in kept), default=0.0)
@@ -156,7 +158,7 @@ class StepLog:
         logger.info(line)
 
     def _record(self, kind: str, step: int, epoch: int, **numbers: float) -> None:
-        if self._metrics:
+        if self._metrics and not (kind == "valid" and step in self._validated):
             self._metrics.write({"kind": kind, "step": step, "epoch": epoch, **numbers})
         finite = {name: number for name, number in numbers.items() if math.isfinite(number)}
         for board in self._boards:

@@ -17,6 +17,7 @@ from cn_clip.training.row_file import RowFile, read_rows
 from cn_clip.training.run_dir import RunDir
 from cn_clip.training.step_log import MAX_SUSPECTS, MEASURED, step_log
 from cn_clip.training.task import StepReport
+from cn_clip.training.validation import MAIN_SET, ValidationResult, ValidationResults
 from tests.training.conftest import Train
 
 QUIET = Log(tensorboard=False, summary=False)
@@ -72,6 +73,17 @@ def test_a_run_that_goes_on_has_each_row_once(tmp_path: Path, saved: int) -> Non
     write_steps(tmp_path / "broken", saved, 9)
     assert timeless(broken.metrics) == timeless(whole.metrics)
     assert timeless(broken.suspects) == timeless(whole.suspects)
+
+
+def test_a_validation_that_was_put_off_has_its_row_once(tmp_path: Path) -> None:
+    """The run that went on with it was killed after its row and before its checkpoint, and goes on from the same one."""
+    run_dir = write_steps(tmp_path, 0, 3)
+    results = ValidationResults({MAIN_SET: ValidationResult(0.5, 0.25, 0.75, 2.6, 4)})
+    for _ in range(2):
+        with step_log(QUIET, run_dir, Plan(3, 3, 9), ORDER) as steps:
+            steps.valid(3, 1, results)
+    valid = [row for row in read_rows(run_dir.metrics) if row["kind"] == "valid"]
+    assert [(row["step"], row["loss"]) for row in valid] == [(3, 0.5)]
 
 
 def test_another_plan_is_told_where_it_begins(tmp_path: Path) -> None:
