@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
+import socket
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
 from cn_clip.data.batches import PairBatch
 from cn_clip.errors import TrainingError
+from cn_clip.parallel.ranks import start_ranks
 from cn_clip.training.bad_steps import BadSteps
+from cn_clip.training.stage_run import StageRun
 
 
 def batch(first: int) -> PairBatch:
@@ -78,3 +86,41 @@ def test_a_run_that_goes_on_counts_on_and_says_each_step_once(tmp_path: Path) ->
     with pytest.raises(TrainingError):
         again.is_bad(7, math.nan, 1.0, [batch(7)])
     assert BadSteps(3, tmp_path, rank=0, first_step=3).in_a_row == 0
+
+
+def count_as_one_rank(rank: int, port: int, machine: Path, counts: SimpleQueue[tuple[int, int]]) -> None:
+    """The bad steps in a row that one rank of two begins with, whose run folder is on a machine of its own."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with start_ranks("cpu") as ranks:
+        stage = SimpleNamespace(config=SimpleNamespace(train=SimpleNamespace(max_bad_steps=3)))
+        run = SimpleNamespace(
+            context=SimpleNamespace(ranks=ranks, run_dir=SimpleNamespace(path=machine)),
+            leg=SimpleNamespace(stage=stage, plan=SimpleNamespace(first_step=2)),
+        )
+        counts.put((rank, StageRun._bad_steps(cast(StageRun, run)).in_a_row))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="imports once")
+def test_all_ranks_count_on_from_the_main_rank_s_file(tmp_path: Path) -> None:
+    """Else one would end the run at a step that the others skip."""
+    fork, machines = multiprocessing.get_context("fork"), [tmp_path / "first", tmp_path / "second"]
+    for machine in machines:
+        machine.mkdir()
+    steps = BadSteps(3, machines[0], rank=0)
+    for step in (1, 2):
+        steps.is_bad(step, math.nan, 1.0, [batch(step)])
+    counts = fork.SimpleQueue()
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    ranks = [
+        fork.Process(target=count_as_one_rank, args=(rank, port, machine, counts), daemon=True)
+        for rank, machine in enumerate(machines)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    assert sorted(counts.get() for _ in ranks) == [(0, 2), (1, 2)]
