@@ -6,7 +6,10 @@ without it is half done. Shapes: n rows, B of them, E embedding.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +26,7 @@ from cn_clip.files import write_atomically
 VERSION = 1
 IDS, FEATURES, META = "ids.npy", "features.npy", "meta.json"
 Ids = NDArray[np.int64]
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ class FeatureWriter:
         (path / META).unlink(missing_ok=True)
         write_atomically(path / IDS, lambda file: np.save(file, ids_n, allow_pickle=False))
         features = open_memmap(path / FEATURES, mode="w+", dtype=np.float32, shape=(len(ids_n), dim))
+        _reserve(path / FEATURES)
         features[:] = np.nan
         features.flush()
         return cls(path)
@@ -122,3 +127,15 @@ class FeatureWriter:
         count, dim = self._features.shape
         meta = {"version": VERSION, "fingerprint": fingerprint, "count": count, "dim": dim}
         write_atomically(self.path / META, json.dumps(meta).encode())
+
+
+def _reserve(path: Path) -> None:
+    """Room for the whole file, or an OSError: writing through memory into a full disk kills the process."""
+    if sys.platform != "linux":
+        return
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno in _NO_ROOM:  # else a file system that cannot reserve
+                raise OSError(error.errno, os.strerror(error.errno), str(path)) from error

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +24,21 @@ from cn_clip.clip.model import CLIP
 from cn_clip.config.schema import TrainConfig
 from cn_clip.data.feature_store import FeatureStore, FeatureWriter, is_feature_store, open_features
 from cn_clip.data.pairs import PairSource, PairStream
-from cn_clip.errors import ConfigError, Preempted
+from cn_clip.data.store.file_lock import FileLock
+from cn_clip.errors import ConfigError, DataError, Preempted
 from cn_clip.parallel.engines import Engine
 from cn_clip.parallel.gather import any_rank, from_main
+from cn_clip.parallel.ranks import Ranks
 from cn_clip.parallel.watchdog import Watchdog
 from cn_clip.training.run_dir import RunDir
 from cn_clip.training.stop_signals import StopSignals
 from cn_clip.training.training_data import TrainingData
 
 logger = logging.getLogger(__name__)
+
+LOCK = ".features.lock"
+SECONDS_TO_END = 10.0
+"""What a run that was killed may need until the last of its processes is gone."""
 
 
 def check_feature_cache(config: TrainConfig) -> None:
@@ -55,6 +62,7 @@ def check_feature_cache(config: TrainConfig) -> None:
             )
 
 
+@contextmanager
 def cached_features(
     config: TrainConfig,
     engine: Engine[CLIP],
@@ -63,25 +71,73 @@ def cached_features(
     run_dir: RunDir,
     watchdog: Watchdog,
     stop: StopSignals,
-) -> FeatureStore | None:
-    """Features of all training pictures, made now where the folder has not those of this tower. Collective."""
+) -> Iterator[FeatureStore | None]:
+    """Features of all training pictures, made now where the folder has not those of this tower. Collective.
+
+    Meanwhile no other run makes any in that folder; others that want the same may read them too.
+    """
     if config.data.feature_cache is None:
-        return None
+        yield None
+        return
     assert isinstance(source, PairSource)  # check_feature_cache refuses the others
     folder = _folder(config.data.feature_cache, run_dir)
     columns = source.columns(epoch=0, seed=config.run.seed)
     ids_n, first_n = np.unique(columns.image_ids, return_index=True)
     fingerprint = from_main(_fingerprint(config, source, ids_n, engine.model_state()), engine.ranks)
-    if from_main(_has(folder, fingerprint), engine.ranks):
-        logger.info("Features of %d pictures are in %s.", len(ids_n), folder)
-        return open_features(folder)
-    _check_room(folder, len(ids_n), engine)
-    _make(config, engine, data, folder, ids_n, first_n, watchdog, stop)
-    any_rank([False], engine.ranks)  # every part is on disk before the folder counts as whole
-    if engine.ranks.is_main:
-        FeatureWriter(folder).finish(fingerprint)
-    any_rank([False], engine.ranks)  # the others wait until it is whole
-    return open_features(folder)
+    with _FolderLock(folder, engine.ranks) as lock:
+        lock.take(shared=True)
+        if from_main(_has(folder, fingerprint), engine.ranks):
+            logger.info("Features of %d pictures are in %s.", len(ids_n), folder)
+        else:
+            lock.take(shared=False)
+            _check_room(folder, len(ids_n), engine)
+            _make(config, engine, data, folder, ids_n, first_n, watchdog, stop)
+            any_rank([False], engine.ranks)  # every part is on disk before the folder counts as whole
+            if engine.ranks.is_main:
+                FeatureWriter(folder).finish(fingerprint)
+            lock.take(shared=True)
+            any_rank([False], engine.ranks)  # the others wait until it is whole
+        yield open_features(folder)
+
+
+class _FolderLock:
+    """The main rank's hold of a folder of features, for all ranks. Methods are collective."""
+
+    def __init__(self, folder: Path, ranks: Ranks) -> None:
+        self._folder, self._ranks = folder, ranks
+        self._lock = FileLock(folder / LOCK)
+
+    def __enter__(self) -> _FolderLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def take(self, *, shared: bool) -> None:
+        """In place of what was held before. DataError on all ranks while another run has the folder, or where none can be."""
+        refusal = from_main(self._refusal(shared) if self._ranks.is_main else None, self._ranks)
+        if refusal is not None:
+            raise DataError(refusal)
+
+    def _refusal(self, shared: bool) -> str | None:
+        self._lock.release()
+        if shared and not self._folder.is_dir():
+            return None  # nothing to guard yet
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if self._lock.acquire_within(SECONDS_TO_END, shared=shared):
+                return None
+        except OSError as error:
+            if shared:
+                return None  # a folder that nobody may write into: nobody makes other features there
+            return (
+                f"data.feature_cache is {self._folder}, which cannot be written ({error.strerror}): name another folder, or "
+                "leave it out"
+            )
+        return (
+            f"data.feature_cache is {self._folder}, where another run makes or reads other features: wait for it, end it, or "
+            "name another folder"
+        )
 
 
 def _folder(setting: str, run_dir: RunDir) -> Path:

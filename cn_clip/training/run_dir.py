@@ -9,18 +9,23 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from cn_clip.data.store.file_lock import FileLock
 from cn_clip.errors import CnClipError, DataError, Preempted
 from cn_clip.files import write_atomically
+from cn_clip.parallel.gather import from_main
 from cn_clip.parallel.ranks import Ranks
 
 LINE = "%(asctime)s | %(levelname)s | Rank {rank} | %(message)s"
 TIME = "%Y-%m-%d,%H:%M:%S"  # people parse these lines: the form is cn-clip's
+LOCK = ".running.lock"
+SECONDS_TO_END = 10.0
+"""What a run that was killed may need until the last of its processes is gone."""
 METRICS, SUSPECTS, RESOLVED = "metrics.jsonl", "suspects.jsonl", "resolved.yaml"
 
 
@@ -79,13 +84,47 @@ class RunDir:
 
 
 @contextmanager
+def alone_in(run_dir: RunDir, ranks: Ranks) -> Iterator[None]:
+    """No other run writes into the folder meanwhile; DataError on all ranks when one does. Collective."""
+    lock = FileLock(run_dir.path / LOCK)
+    try:
+        refusal = from_main(_refusal(lock, run_dir.path) if run_dir.writes else None, ranks)
+        if refusal is not None:
+            raise DataError(refusal)
+        yield
+    finally:
+        lock.release()
+
+
+def _refusal(lock: FileLock, folder: Path) -> str | None:
+    try:
+        if lock.acquire_within(SECONDS_TO_END):
+            return None
+    except OSError as error:
+        return f"cannot write into the run folder {folder} ({error.strerror}): give the right to, or another run.name (--name)"
+    return f"another run writes into {folder}: wait for it, end it, or give this one a name of its own (run.name, --name)"
+
+
+class _LogFile(logging.FileHandler):
+    """A disk that is full takes no lines; they are on stderr, and what the run itself cannot write ends it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):  # the same lines once more
+            super().close()
+
+
+@contextmanager
 def logging_to(run_dir: RunDir, ranks: Ranks, *, debug: bool) -> Iterator[None]:
     """Log lines of this process on stderr, and in the run's log when this rank writes, with what ends the run last."""
     root, level = logging.getLogger(), logging.DEBUG if debug else logging.INFO
     formatter = logging.Formatter(LINE.format(rank=ranks.rank), datefmt=TIME)
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if run_dir.writes:
-        handlers.append(logging.FileHandler(run_dir.log, encoding="utf-8"))
+        handlers.append(_LogFile(run_dir.log, encoding="utf-8"))
     previous_level = root.level
     for handler in handlers:
         handler.setFormatter(formatter)

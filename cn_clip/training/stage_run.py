@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -74,7 +75,7 @@ class StageRun:
     def train(self, log: StepLog) -> None:
         """To the stage's last step. Collective."""
         context, plan, config = self.context, self.leg.plan, self.leg.stage.config
-        with self.saver as saver:
+        with self.saver as saver, self._features() as features:
             saver.before_save = log.sync
             companions = Companions(
                 log=log,
@@ -89,7 +90,7 @@ class StageRun:
                 loader = self.data.train_loader(
                     first_step=plan.first_step - plan.begin,
                     last_step=plan.last_step - plan.begin,
-                    features=self._features(),
+                    features=features,
                 )
                 trainer.fit(iter(loader), validate_first=self.validates_first)
 
@@ -101,9 +102,9 @@ class StageRun:
         steps.in_a_row = from_main(steps.in_a_row, context.ranks)
         return steps
 
-    def _features(self) -> FeatureStore | None:
+    def _features(self) -> AbstractContextManager[FeatureStore | None]:
         if self.leg.plan.first_step == self.leg.plan.last_step:
-            return None
+            return nullcontext()
         context, config = self.context, self.leg.stage.config
         source = self.leg.sources.train
         return cached_features(

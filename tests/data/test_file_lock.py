@@ -68,3 +68,17 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_file_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         FileLock(tmp_path / "nowhere" / "lock").acquire()
+
+
+def test_shared_holders(tmp_path: Path) -> None:
+    first, second, alone = (FileLock(tmp_path / "lock") for _ in range(3))
+    assert first.acquire(shared=True) and second.acquire(shared=True)
+    assert not alone.acquire_within(0.2)
+    first.release()
+    # the file stays for the other
+    assert (tmp_path / "lock").exists() and not alone.acquire()
+    second.release()
+    assert list(tmp_path.iterdir()) == []
+    assert alone.acquire()
+    assert not first.acquire(shared=True)
+    alone.release()
