@@ -74,7 +74,7 @@ class Flag:
 
 
 FLAGS = (
-    Flag("--train-data", str, "data.train", _pairs, _path_of, "LMDB folder with pairs/ and imgs/"),
+    Flag("--train-data", str, "data.train", _pairs_or_null, _path_of, "LMDB folder with pairs/ and imgs/"),
     Flag("--val-data", str, "data.valid", _pairs_or_null, _path_of, "LMDB folder; '' or None: no validation"),
     Flag("--num-workers", int, "data.num_workers"),
     Flag("--valid-num-workers", int, "data.valid_num_workers"),

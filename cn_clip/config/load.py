@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import operator
 import os
 import re
 import types
@@ -163,13 +164,25 @@ def build(cls: type[Section], settings: Settings, resolve: Resolver, where: str 
     return cls(**values)
 
 
+_BOUNDS: tuple[tuple[str, str, Callable[[float, float], bool]], ...] = (
+    ("at_least", "{} or more", operator.ge),
+    ("above", "more than {}", operator.gt),
+    ("at_most", "at most {}", operator.le),
+    ("below", "below {}", operator.lt),
+)
+"""Bounds of `schema.number`, as a sentence has them, and what tells whether a number is inside."""
+
+
 def _check_bounds(value: Any, bounds: Mapping[str, Any], path: str) -> None:
-    low, below = bounds.get("at_least"), bounds.get("below")
     if value is None:
         return
-    if (low is not None and value < low) or (below is not None and value >= below):
-        limits = [f"{low} or more"] * (low is not None) + [f"below {below}"] * (below is not None)
-        raise ConfigError(f"{path} is {value}; give {', '.join(limits)}")
+    limits = [
+        (name.format(bound), is_inside(value, bound))
+        for kind, name, is_inside in _BOUNDS
+        if (bound := bounds.get(kind)) is not None
+    ]
+    if not all(is_inside for _, is_inside in limits):
+        raise ConfigError(f"{path} is {value}; give {', '.join(name for name, _ in limits)}")
 
 
 def _unknown(where: str, name: str, known: Iterable[str]) -> str:

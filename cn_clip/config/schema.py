@@ -44,9 +44,17 @@ def named_parts(kind: str) -> Any:  # Any: as in `part`
     return field(default_factory=dict, metadata={"named_parts": kind})
 
 
-def number(default: float | None, *, at_least: float | None = None, below: float | None = None) -> Any:
+def number(
+    default: float | None,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> Any:  # Any: as in `part`
     """Field of a number inside these bounds (null passes where the type allows it); `load.build` checks them."""
-    return field(default=default, metadata={"at_least": at_least, "below": below})
+    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
+    return field(default=default, metadata=bounds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,9 +163,9 @@ class Optim:
     """Peak learning rate of the image tower; null is `lr`."""
     text_lr: float | None = number(None, at_least=0)
     """Peak learning rate of the text tower and its projection; null is `lr`."""
-    image_layer_decay: float = number(1.0, at_least=0)
+    image_layer_decay: float = number(1.0, above=0)
     """Factor of the learning rate from each block of the image tower to the one before it; 1 is the same for all."""
-    text_layer_decay: float = number(1.0, at_least=0)
+    text_layer_decay: float = number(1.0, above=0)
     """The same for the text tower."""
     beta1: float | None = number(None, at_least=0, below=1)
     """AdamW; null takes the image tower's own (0.9)."""
@@ -184,7 +192,7 @@ class Optim:
     """Learning rate at the end of the schedule; towers with a rate of their own end at the same share of it."""
     horizon: Literal["stage", "run"] = "stage"
     """What warm-up and schedule stretch over: each stage anew, or all stages together."""
-    max_norm: float | None = number(None, at_least=0)
+    max_norm: float | None = number(None, above=0)
     """Norm that the gradients of a step are scaled down to (gradient clipping); null is none."""
 
 
@@ -202,7 +210,7 @@ class Lora:
     """Rank of the adapters (LoRA, arXiv:2106.09685) in the image tower, whose own weights are then frozen; 0 is none."""
     text_rank: int = number(0, at_least=0)
     """The same for the text tower."""
-    alpha: float | None = number(None, at_least=0)
+    alpha: float | None = number(None, above=0)
     """Adapters count `alpha / rank`; null is 2."""
     dropout: float = number(0.0, at_least=0, below=1)
     """Of what goes into the adapters."""

@@ -67,7 +67,18 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     if device.type == "cuda":
         _check_cuda(device, local_rank)
         return torch.device("cuda", local_rank) if device.index is None else device
+    _check_other(device)
     return device
+
+
+def _check_other(device: torch.device) -> None:
+    """torch knows more names of devices than it can compute on here."""
+    try:
+        torch.ones(1, device=device).item()
+    except (RuntimeError, NotImplementedError, AssertionError, ImportError) as error:
+        raise DeviceError(
+            f"run.device is {device}, on which torch cannot compute here: use auto, cpu or cuda"
+        ) from error
 
 
 def _check_cuda(device: torch.device, local_rank: int) -> None:

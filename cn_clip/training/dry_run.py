@@ -9,17 +9,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from cn_clip.clip.model import CLIP
 from cn_clip.config.load import to_plain
 from cn_clip.config.schema import TrainConfig
 from cn_clip.data.loader import explained_worker_death
 from cn_clip.data.pairs import PairStream
 from cn_clip.errors import DeviceError
-from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks, start_ranks
-from cn_clip.parallel.wrap import check_sync_batchnorm
-from cn_clip.towers.attention_kernel import choose_attention
-from cn_clip.training.average import WeightAverage
 from cn_clip.training.build import build_config
 from cn_clip.training.checkpoints import SavedRun, read_saved
 from cn_clip.training.checkpoints.best import check_best
@@ -27,6 +22,7 @@ from cn_clip.training.diagnosis.fake_model import meta_model
 from cn_clip.training.diagnosis.finding import Finding
 from cn_clip.training.diagnosis.machine import available_bytes
 from cn_clip.training.diagnosis.memory import Prediction, check_memory, predict
+from cn_clip.training.diagnosis.model_settings import check_towers
 from cn_clip.training.diagnosis.output_folder import check_disk, check_writable, disk_need
 from cn_clip.training.diagnosis.packages import check_packages
 from cn_clip.training.diagnosis.quiet import warnings_only
@@ -35,6 +31,7 @@ from cn_clip.training.distillation import open_distillation
 from cn_clip.training.freezing import freeze_towers
 from cn_clip.training.going_on import checkpoint_to_go_on_from, steps_behind
 from cn_clip.training.mask_schedule import MaskSchedule
+from cn_clip.training.missing_negatives import missing_negatives
 from cn_clip.training.run_dir import RunDir
 from cn_clip.training.schedule import Schedule
 from cn_clip.training.stages import stages_of
@@ -80,6 +77,8 @@ class _DryRun:
         folder = check_writable(self._run_dir)
         yield Line("folder", f"{self._run_dir.path} can be written")
         legs = timeline_of(stages, ranks)
+        for sentence in missing_negatives(legs):
+            yield Line("no effect", sentence)
         path = checkpoint_to_go_on_from(config, self._run_dir)
         saved = None if path is None else read_saved(path)
         origin = {"settings": to_plain(config), "world_size": ranks.world_size}
@@ -122,23 +121,9 @@ class _DryRun:
                     freeze_towers(model, config.model)
                     check_training_state(model, config, saved)
                 yield Line("weights", ", ".join(map(str, read)) if read else "fresh, from the seed")
-            self._check_towers(model, config)
+            check_towers(model, config, self._ranks)
+            open_distillation(config, model, self._ranks, writes=False)
             self._masks.append(model.visual.masks_patches)
-
-    def _check_towers(self, model: CLIP, config: TrainConfig) -> None:
-        """What a run would find out only when it wraps its model."""
-        precision = Precision(config.train.precision, self._ranks.device)
-        if config.parallel.sync_batchnorm:
-            check_sync_batchnorm(self._ranks.device)
-        choose_attention(
-            model.visual,
-            config.model.attention,
-            device=self._ranks.device,
-            dtype=precision.autocast_dtype or precision.weights_dtype,
-        )
-        open_distillation(config, model, self._ranks, writes=False)
-        if config.ema.decay is not None:
-            WeightAverage(model, config.ema, config.parallel)
 
     def _data(self, legs: Sequence[Leg], done: int) -> Iterator[Line]:
         """The first batch of each stage and of each validation set, read in this process."""

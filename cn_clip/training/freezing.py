@@ -39,12 +39,27 @@ def _frozen_adapters(kind: str) -> ConfigError:
     )
 
 
+def check_blocks(model: CLIP, settings: Model) -> None:
+    """ConfigError where more blocks are to be frozen than a tower has."""
+    for kind, tower, num_blocks in (
+        ("image", model.visual, settings.freeze_image_blocks),
+        ("text", model.bert, settings.freeze_text_blocks),
+    ):
+        has_blocks = len(tower.blocks())
+        if num_blocks > has_blocks:
+            raise ConfigError(
+                f"model.freeze_{kind}_blocks is {num_blocks}, but the {kind} tower has {has_blocks} blocks: "
+                f"set it to {has_blocks} or less, or freeze the whole tower with model.freeze_{kind}=true"
+            )
+
+
 def freeze_towers(model: CLIP, settings: Model) -> list[nn.Module]:
     """Take what the settings name out of training; returns the frozen modules, whose BatchNorm keeps its statistics.
 
     Call it on the bare model, after adapters were added: those of a frozen block stay what they are, which is zero.
     """
     check_freezing(settings)
+    check_blocks(model, settings)
     frozen = _freeze(
         model, model.visual, image_depths(model), settings.freeze_image, settings.freeze_image_blocks
     )
@@ -63,12 +78,6 @@ def _freeze(
 ) -> list[nn.Module]:
     """Freeze a tower's parameters up to a depth; returns the largest modules in which nothing is trained."""
     kind = "image" if tower is model.visual else "text"
-    has_blocks = len(tower.blocks())
-    if num_blocks > has_blocks:
-        raise ConfigError(
-            f"model.freeze_{kind}_blocks is {num_blocks}, but the {kind} tower has {has_blocks} blocks: "
-            f"set it to {has_blocks} or less, or freeze the whole tower with model.freeze_{kind}=true"
-        )
     if not whole and num_blocks == 0:
         return []
     if whole and any(is_adapter(name) for name in depth_of):

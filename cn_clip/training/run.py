@@ -17,6 +17,7 @@ from cn_clip.training.build import build_config
 from cn_clip.training.checkpoints import SavedRun, read_saved
 from cn_clip.training.checkpoints.best import check_best
 from cn_clip.training.checkpoints.folders import CheckpointFolders
+from cn_clip.training.diagnosis.model_settings import check_model_settings
 from cn_clip.training.distillation import find_teacher
 from cn_clip.training.going_on import (
     as_started_again,
@@ -26,7 +27,8 @@ from cn_clip.training.going_on import (
     steps_behind,
     way_on,
 )
-from cn_clip.training.run_dir import RunDir, logging_to
+from cn_clip.training.missing_negatives import missing_negatives
+from cn_clip.training.run_dir import RunDir, alone_in, logging_to
 from cn_clip.training.stage_run import RunContext, prepare_stage
 from cn_clip.training.stages import stages_of
 from cn_clip.training.step_log import step_log
@@ -44,6 +46,7 @@ def train(config: TrainConfig) -> None:
         enter = open_until_the_end.enter_context
         ranks = enter(start_ranks(config.run.device, timeout))
         run_dir = RunDir(config.run.logs_dir, config.run.name, writes=ranks.is_main)
+        enter(alone_in(run_dir, ranks))
         enter(logging_to(run_dir, ranks, debug=config.run.debug))
         watchdog = enter(Watchdog(ranks, timeout, log=run_dir.log if run_dir.writes else None))
         stop = enter(StopSignals())
@@ -86,8 +89,13 @@ def _to_do(context: RunContext) -> tuple[Sequence[Leg], SavedRun | None, int]:
         for sentence in unused_settings([stage.config for stage in stages]):
             logger.warning("%s.", sentence)
     legs = timeline_of(stages, ranks)
+    if ranks.is_main:
+        for sentence in missing_negatives(legs):
+            logger.warning("%s.", sentence)
     for leg in legs:
         _warn_of_warmup(leg)
+    for leg in legs[1:]:
+        check_model_settings(leg.stage, ranks)
     resume_from = from_main(checkpoint_to_go_on_from(config, context.run_dir), ranks)
     saved = read_saved(resume_from) if resume_from else None
     done = steps_behind(config, saved, legs, context.origin)
@@ -109,6 +117,13 @@ def _warn_of_warmup(leg: Leg) -> None:
             "The learning rate warms up for %d steps, %s has %d: it never reaches its peak. "
             "Lower optim.warmup_steps (--warmup).",
             optim.warmup_steps,
+            f"stage {name!r}" if name else "the whole run",
+            leg.num_steps,
+        )
+    elif optim.schedule == "cooldown" and optim.cooldown_steps > leg.num_steps and optim.horizon == "stage":
+        logger.warning(
+            "optim.cooldown_steps is %d, %s has %d steps: the learning rate falls from the first of them on.",
+            optim.cooldown_steps,
             f"stage {name!r}" if name else "the whole run",
             leg.num_steps,
         )

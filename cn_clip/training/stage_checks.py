@@ -7,6 +7,7 @@ from cn_clip.training.average import check_average
 from cn_clip.training.distillation import check_distillation
 from cn_clip.training.feature_cache import check_feature_cache
 from cn_clip.training.freezing import check_freezing
+from cn_clip.training.registry import module_of
 from cn_clip.training.schedule import Schedule
 
 
@@ -17,3 +18,5 @@ def check_stage(config: TrainConfig) -> None:
     check_freezing(config.model, config.lora)
     check_average(config.ema, config.parallel)
     Schedule(config.optim, total_steps=1)
+    # its options are checked where it is built
+    module_of("augment", config.data.augment.type).build(config.data.augment.options)

@@ -45,10 +45,10 @@ def check(options: Options) -> None:
     """ConfigError for a share that is none."""
     if not 0 < options.scale_min <= 1:
         raise ConfigError(
-            f"augment.scale_min is {options.scale_min}: give a share of the area, above 0, at most 1"
+            f"data.augment.scale_min is {options.scale_min}: give a share of the area, above 0, at most 1"
         )
     if not 0 <= options.flip <= 1:
-        raise ConfigError(f"augment.flip is {options.flip}: give a share of the pictures, 0 to 1")
+        raise ConfigError(f"data.augment.flip is {options.flip}: give a share of the pictures, 0 to 1")
 
 
 def augment(picture_3SS: Tensor, options: Options) -> Tensor:

@@ -44,11 +44,14 @@ class Options:
 def build(options: Options) -> Callable[[Tensor], Tensor]:
     if not 0 < options.scale_min <= options.scale_max:
         raise ConfigError(
-            f"augment.scale_min is {options.scale_min} and augment.scale_max {options.scale_max}: "
+            f"data.augment.scale_min is {options.scale_min} and data.augment.scale_max {options.scale_max}: "
             "give 0 < scale_min <= scale_max"
         )
+    for name in ("brightness", "contrast", "saturation", "flip"):
+        if not 0 <= (share := getattr(options, name)) <= 1:
+            raise ConfigError(f"data.augment.{name} is {share}: give a share, 0 to 1")
     if not 0 <= options.hue <= 0.5:
-        raise ConfigError(f"augment.hue is {options.hue}: give a share of the colour circle, 0 to 0.5")
+        raise ConfigError(f"data.augment.hue is {options.hue}: give a share of the colour circle, 0 to 0.5")
     return partial(augment, options=options)
 
 

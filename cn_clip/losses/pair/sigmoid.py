@@ -27,7 +27,8 @@ class Options(SharedOptions):
     targets: Targets = "diagonal"
     """Which caption is right for a picture: `diagonal` its own pair only; `positives` every pair with the same picture
     id, text id or caption text; `mask` its own, and those others count neither as right nor as wrong."""
-    initial_scale: float = number(10.0, at_least=0)
+    # the trainer holds the scale between 1 and 100
+    initial_scale: float = number(10.0, at_least=1, at_most=100)
     """Factor of the cosine that a fresh model starts with (section 3.2; the parameter is its logarithm)."""
     initial_bias: float = -10.0
     """Bias that a model without one starts with: nearly every pair of a batch is a wrong one (section 3.2)."""

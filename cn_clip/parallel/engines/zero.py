@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from cn_clip.config.schema import Parallel
 from cn_clip.errors import ConfigError
 from cn_clip.parallel.engines import Engine, Model
-from cn_clip.parallel.engines.zero_settings import check_precision, deepspeed_settings
+from cn_clip.parallel.engines.zero_settings import Plain, check_precision, deepspeed_settings
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.parallel.statistics import share_statistics
@@ -70,12 +70,21 @@ class ZeroEngine(Engine[Model]):
             )
         super().set_optimizer(optimizer)
         self._groups = [len(group["params"]) for group in optimizer.param_groups]
-        self._engine = self._deepspeed.initialize(
-            model=self.module,
-            optimizer=optimizer,
-            config=deepspeed_settings(self.settings, self.precision),
-            dist_init_required=False,
-        )[0]
+        self._engine = self._initialized(optimizer, deepspeed_settings(self.settings, self.precision))
+
+    def _initialized(self, optimizer: torch.optim.Optimizer, config: Plain) -> Any:  # Any: no types there
+        try:
+            return self._deepspeed.initialize(
+                model=self.module, optimizer=optimizer, config=config, dist_init_required=False
+            )[0]
+        except (ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:
+            if self.settings.deepspeed_config is None:
+                raise
+            reason = " ".join(str(error).split("For further information")[0].split()) or type(error).__name__
+            raise ConfigError(
+                f"parallel.deepspeed_config {self.settings.deepspeed_config} is not what DeepSpeed takes ({reason}): mend "
+                "that setting, or leave it out"
+            ) from error
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:  # Any: the model's own forward
         # its own forward pass switches autocast as in training, where a validation may want full precision

@@ -24,6 +24,9 @@ DECIDED_HERE = {
 }  # fmt: skip
 """Keys of DeepSpeed's that are refused, and the setting of ours that decides instead."""
 
+GROUPS = ("zero_optimization", "activation_checkpointing", "comms_logger", "aio", "flops_profiler")
+"""Keys of DeepSpeed's that hold settings of their own."""
+
 
 def deepspeed_settings(settings: Parallel, precision: Precision) -> Plain:
     """Ours, with the user's JSON laid over them."""
@@ -63,6 +66,11 @@ def _read(path: str, engine: str) -> Plain:
         if key in given:
             raise ConfigError(
                 f"parallel.deepspeed_config {path} sets {key}, which {instead} decides: take it out of the file"
+            )
+    for key, inner in given.items():
+        if key in GROUPS and not isinstance(inner, dict):
+            raise ConfigError(
+                f"parallel.deepspeed_config {path} sets {key} to {inner!r}: put its settings in braces"
             )
     stage = given.get("zero_optimization", {}).get("stage")
     if stage is not None and f"zero{stage}" != engine:

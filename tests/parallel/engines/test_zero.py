@@ -46,6 +46,7 @@ def test_the_user_s_json_is_laid_over_ours(tmp_path: Path) -> None:
         ({"zero_optimization": {"stage": 3}}, "sets stage 3, but parallel.engine is zero2"),
         ("{", "is no JSON"),
         ("[]", "is no JSON object"),
+        ({"zero_optimization": [1]}, "sets zero_optimization to \\[1\\]: put its settings in braces"),
     ],
 )
 def test_what_the_run_decides_is_refused(given: Any, says: str, tmp_path: Path) -> None:
