@@ -14,7 +14,7 @@ from torch import nn
 from cn_clip.clip.model import CLIP, build_model
 from cn_clip.clip.precision import convert_weights
 from cn_clip.clip.presets import image_preset, text_preset
-from cn_clip.clip.weights import load_image_tower, load_into, load_text_tower, model_weights, read_checkpoint
+from cn_clip.clip.weights import load_image_tower, load_into, load_text_tower, model_weights
 from cn_clip.config.load import build, to_plain
 from cn_clip.config.schema import Model, Part, Settings, TrainConfig
 from cn_clip.data.pairs import PairSource
@@ -98,7 +98,7 @@ def build_clip(settings: Model, seed: int, loss: Part | None = None, *, read_tow
 
 def initialise(model: CLIP, path: str) -> None:
     """Take the weights of both towers from a checkpoint file, and nothing else of it."""
-    load_into(model, model_weights(read_checkpoint(path)), where=path)
+    load_into(model, model_weights(path), where=path)
     logger.info("Weights of both towers taken from '%s'.", path)
 
 

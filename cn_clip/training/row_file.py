@@ -45,7 +45,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:  # Any: JSON values
     """Rows of a file in order, without one that is half-written; none where there is no file."""
     if not path.exists():
         return []
-    rows = (_row(line) for line in path.read_text(encoding="utf-8").splitlines())
+    # bytes that are no text spoil their own line only
+    rows = (_row(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
     return [row for row in rows if row is not None]
 
 

@@ -84,10 +84,12 @@ def _read_torch(path: Path) -> Any:  # Any: whatever was saved
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} is not a weights file, or holds objects beside weights: {_first(error)}"
+            f"{path} is not a weights file, or holds objects beside weights ({_first(error)}): nothing in it was run; give another file"
         ) from error
     except _DAMAGE as error:
-        raise WeightsError(f"{path} is cut short or damaged, or no weights file: {_first(error)}") from error
+        raise WeightsError(
+            f"{path} is cut short or damaged, or no weights file ({_first(error)}): give a whole copy of it, or another file"
+        ) from error
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
@@ -98,13 +100,14 @@ def _read_safetensors(path: Path) -> Checkpoint:
         return dict(load_file(path))
     except SafetensorError as error:
         raise WeightsError(
-            f"{path} is cut short or damaged, or no safetensors file: {_first(error)}"
+            f"{path} is cut short or damaged, or no safetensors file ({_first(error)}): give a whole copy of it, or another file"
         ) from error
 
 
 def _first(error: Exception) -> str:
     """The first sentence of an error: torch adds paragraphs of advice that would turn its protection off."""
-    return str(error).strip().split("\n")[0].split(". ")[0][:200]
+    said = str(error).strip().split("\n")[0].split(". ")[0][:200]
+    return said if " " in said else "the file has another form, or nothing in it"
 
 
 def is_jit_archive(path: Path) -> bool:

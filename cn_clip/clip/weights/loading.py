@@ -111,7 +111,19 @@ def _fit(model: nn.Module, weights: Weights, wanted: Weights, where: str, also: 
             f"{where} does not fit the model: it {' and '.join(faults)}; the file seems to have "
             f"{describe_towers(weights)}, the model has {describe_towers(own)}"
         )
+    _check_numbers(model, weights, where)
     model.load_state_dict({**own, **weights})
+
+
+def _check_numbers(model: nn.Module, weights: Weights, where: str) -> None:
+    """WeightsError for parameters that are no numbers: every step and every feature would be lost."""
+    wrong = [
+        name for name, _ in model.named_parameters() if name in weights and bool(weights[name].isnan().any())
+    ]
+    if wrong:
+        raise WeightsError(
+            f"{where} holds NaN in {_some(wrong)}: its run went wrong before it was saved, so take an earlier checkpoint"
+        )
 
 
 def _may_be_missing(name: str) -> bool:

@@ -112,6 +112,22 @@ def state_for_file(own: OptimizerState, model: nn.Module) -> dict[str, Any]:
     return {"state": state, "param_groups": groups}
 
 
+def check_layout(state: object, where: str) -> None:
+    """WeightsError for an optimizer's state that is not in torch's layout."""
+    groups = state.get("param_groups") if isinstance(state, Mapping) else None
+    is_torch_s = (
+        isinstance(groups, list)
+        and all(isinstance(group, Mapping) and isinstance(group.get("params"), list) for group in groups)
+        and isinstance(state, Mapping)
+        and isinstance(state.get("state"), Mapping)
+    )
+    if not is_torch_s:
+        raise WeightsError(
+            f"the optimizer state in {where} has not torch's layout: add --reset-optimizer (run.reset_optimizer=true), or "
+            "start from its weights with model.init_from"
+        )
+
+
 def state_for_run(
     file: OptimizerState,
     groups: Sequence[Group],

@@ -97,17 +97,28 @@ def own_weights(checkpoint: Checkpoint, kind: str) -> Weights | None:
     if not kept:
         return None
     usable: Weights = checkpoint["state_dict"]
-    return {
-        name: kept["differ"][name] if name in kept["differ"] else usable[PREFIX + name]
-        for name in kept["names"]
-    }
+    try:
+        return {
+            name: kept["differ"][name] if name in kept["differ"] else usable[PREFIX + name]
+            for name in kept["names"]
+        }
+    except (KeyError, TypeError) as error:
+        raise WeightsError(
+            f"the checkpoint's entries do not belong together (state_dict and its cn_clip entry, at {error}): another program "
+            "changed it, so start from its weights with model.init_from"
+        ) from error
 
 
 def check_format(checkpoint: Checkpoint, where: str) -> None:
-    """WeightsError for a file of a newer program, from which this one could go on only in part."""
-    written = checkpoint.get("cn_clip", {}).get("format", 1)
+    """WeightsError for a file of a newer program, from which this one could go on only in part, and for another's."""
+    ours = checkpoint.get("cn_clip", {})
+    if not isinstance(ours, Mapping) or not isinstance(ours.get("format", 1), int):
+        raise WeightsError(
+            f"{where} has a `cn_clip` entry that no version of cn_clip writes: start from its weights with model.init_from"
+        )
+    written = ours.get("format", 1)
     if written > FORMAT:
         raise WeightsError(
-            f"{where} was written by cn_clip {checkpoint['cn_clip'].get('version')} in format {written}, newer than {FORMAT}, "
+            f"{where} was written by cn_clip {ours.get('version')} in format {written}, newer than {FORMAT}, "
             "which is this version's: install that version to go on, or start from its weights with model.init_from"
         )

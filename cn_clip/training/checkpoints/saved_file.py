@@ -9,6 +9,7 @@ from cn_clip.clip.lora import is_adapter, merged
 from cn_clip.clip.model import CLIP
 from cn_clip.clip.weights import Checkpoint, load_into, model_weights, state_for_run
 from cn_clip.clip.weights.layouts import resize_pos_embed
+from cn_clip.clip.weights.optimizer import check_layout
 from cn_clip.errors import WeightsError
 from cn_clip.training.checkpoints.content import own_weights
 from cn_clip.training.checkpoints.saved import SavedRun, load_live, warn_of_settings
@@ -41,6 +42,7 @@ class SavedFile(SavedRun):
                 "its weights with model.init_from"
             )
         engine = state.engine
+        check_layout(self.checkpoint["optimizer"], str(self.path))
         found = state_for_run(
             self.checkpoint["optimizer"],
             engine.optimizer.param_groups,
