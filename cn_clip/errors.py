@@ -17,8 +17,12 @@ import atexit
 import errno
 import os
 import sys
+import zlib
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    import socket
 
 
 class CnClipError(Exception):
@@ -81,20 +85,50 @@ def run_door(main: Callable[[], object]) -> NoReturn:
     except BrokenPipeError:  # `… | head`: the reader left, which is not our failure
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        _end(
-            f"error: the disk is full{where}: free some space and run the same command again", EXIT_USER_ERROR
-        )
+        _end(f"error: {_about_a_file(error)}", EXIT_USER_ERROR)
     except KeyboardInterrupt:
         _end("interrupted", EXIT_INTERRUPTED)
     _leave(0)
 
 
+_OF_FILES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EFBIG, errno.EIO}
+"""What a person can mend who knows the file."""
+
+
+def _about_a_file(error: OSError) -> str:
+    """The sentence of an error that a file system gave; raises what is our own mistake."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" while writing {error.filename}" if error.filename else ""
+        return f"the disk is full{where}: free some space and run the same command again"
+    if error.errno not in _OF_FILES or error.filename is None:
+        raise error
+    path = error.filename2 or error.filename
+    return f"{path} cannot be read or written ({error.strerror}): mend that, and run the same command again"
+
+
+_said: list[socket.socket] = []
+
+
+def _says_it_first(sentence: str) -> bool:
+    """Ranks of one machine that end for the same reason at the same time say so once."""
+    if "LOCAL_RANK" not in os.environ or sys.platform != "linux":
+        return True
+    import socket  # not for every command
+
+    # a name without a file, which is free again when its process ends
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        claim.bind(f"\0cn_clip.{os.getppid()}.{zlib.crc32(sentence.encode()):08x}")
+    except OSError:
+        return False
+    _said.append(claim)
+    return True
+
+
 def _end(sentence: str, code: int) -> NoReturn:
-    sys.stderr.write(f"{sentence}\n")  # in one piece: other ranks write to the same stream
-    sys.stderr.flush()
+    if _says_it_first(sentence):
+        sys.stderr.write(f"{sentence}\n")  # in one piece: other ranks write to the same stream
+        sys.stderr.flush()
     marker = os.environ.get(EXIT_MARKER)
     if marker and code in (EXIT_USER_ERROR, EXIT_PREEMPTED):
         with open(marker, "w") as file:  # noqa: PTH123  # pathlib is slow to import, and this module is always imported

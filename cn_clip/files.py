@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -39,6 +41,6 @@ def _raise_full_disk(error: BaseException, path: Path) -> None:
     """Raise the full disk behind an error, with the file's name: torch's writer buries it under one of its own."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+            raise OSError(cause.errno, os.strerror(cause.errno), str(path)) from error
         cause = cause.__cause__ or cause.__context__

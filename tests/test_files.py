@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import BinaryIO
 
@@ -61,3 +64,44 @@ def test_torch_on_a_really_full_device(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit) as ended:
         run_door(lambda: write_atomically(Path(os.devnull).with_name("shm") / "cn_clip_full.pt", save))
     assert ended.value.code == 2 and "the disk is full" in capsys.readouterr().err
+
+
+def too_large(_: BinaryIO) -> None:
+    try:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    except OSError:
+        raise RuntimeError("unexpected pos 174016 vs 173904")  # noqa: B904
+
+
+def test_a_limit_of_files_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_door(lambda: write_atomically(tmp_path / "epoch1.pt", too_large))
+    assert ended.value.code == 2
+    assert re.fullmatch(
+        r"error: .*/epoch1\.pt cannot be read or written \(.*\): .*\n", capsys.readouterr().err
+    )
+
+
+def test_other_errors_of_the_system_are_ours(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        run_door(lambda: (tmp_path / "none").read_bytes())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no such names elsewhere")
+def test_ranks_that_end_for_the_same_reason_say_it_once() -> None:
+    rank = "from cn_clip.errors import *; import time\ndef f(): raise DataError('no data')\n"
+    rank += (
+        "import cn_clip.errors as e; leave = e._leave; e._leave = lambda code: (time.sleep(1), leave(code))\n"
+    )
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", rank + "run_door(f)"],
+            env={**os.environ, "LOCAL_RANK": number},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in "01"
+    ]
+    said = [process.communicate(timeout=60)[1] for process in ranks]
+    assert sorted(said) == ["", "error: no data\n"]
+    assert [process.returncode for process in ranks] == [2, 2]
