@@ -20,7 +20,8 @@ from cn_clip.parallel.wrap import batch_statistics_only, set_training_mode
 from cn_clip.training.accumulation import Accumulation
 from cn_clip.training.distillation import Distillation
 from cn_clip.training.encoding import Encoding, Inputs, Preparation
-from cn_clip.training.global_loss import Features, GlobalLoss, gather_ids, global_loss
+from cn_clip.training.global_batch import gather_ids
+from cn_clip.training.global_loss import Features, GlobalLoss, global_loss
 from cn_clip.training.out_of_memory import MicroBatchTooLargeError, free_memory, is_out_of_memory
 from cn_clip.training.task import StepReport
 from cn_clip.training.teachers import Taught
