@@ -75,7 +75,7 @@ class StageRun:
     def train(self, log: StepLog) -> None:
         """To the stage's last step. Collective."""
         context, plan, config = self.context, self.leg.plan, self.leg.stage.config
-        with self.saver as saver, self._features() as features:
+        with explained_worker_death(), self.saver as saver, self._features() as features:
             saver.before_save = log.sync
             companions = Companions(
                 log=log,
@@ -86,13 +86,12 @@ class StageRun:
                 average=self._average,
             )
             trainer = Trainer(self.task, plan, config, companions, self._lr)
-            with explained_worker_death():
-                loader = self.data.train_loader(
-                    first_step=plan.first_step - plan.begin,
-                    last_step=plan.last_step - plan.begin,
-                    features=features,
-                )
-                trainer.fit(iter(loader), validate_first=self.validates_first)
+            loader = self.data.train_loader(
+                first_step=plan.first_step - plan.begin,
+                last_step=plan.last_step - plan.begin,
+                features=features,
+            )
+            trainer.fit(iter(loader), validate_first=self.validates_first)
 
     def _bad_steps(self) -> BadSteps:
         context, limit = self.context, self.leg.stage.config.train.max_bad_steps

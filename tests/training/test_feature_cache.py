@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from cn_clip.data.feature_store import FeatureWriter, open_features
+from cn_clip.data.pair_dataset import ReadPair
 from cn_clip.errors import ConfigError, DataError
 from cn_clip.parallel.gather import any_rank
 from cn_clip.parallel.ranks import Ranks
@@ -108,3 +111,11 @@ def test_the_folder_is_whole_only_when_every_rank_has_written_its_part(
     monkeypatch.setattr(feature_cache, "FeatureWriter", Writer)
     train("--freeze-vision", "--set=data.feature_cache=auto", "--max-steps=1")
     assert told[-4:] == ["flush", "all ranks meet", "finish", "all ranks meet"]
+
+
+def test_a_loader_process_that_dies_while_features_are_made_is_one_sentence(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ReadPair, "__call__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(DataError, match="the loader process .* died"):
+        train("--freeze-vision", "--set=data.feature_cache=auto", "--num-workers=1", "--max-steps=1")
