@@ -13,7 +13,6 @@ import copy
 import logging
 import os
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -27,7 +26,12 @@ from torch import Tensor, nn
 from cn_clip.config.schema import Parallel
 from cn_clip.errors import ConfigError
 from cn_clip.parallel.engines import Engine, Model
-from cn_clip.parallel.engines.zero_settings import Plain, check_precision, deepspeed_settings
+from cn_clip.parallel.engines.zero_settings import (
+    Plain,
+    check_optimizer,
+    check_precision,
+    deepspeed_settings,
+)
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.parallel.statistics import share_statistics
@@ -63,11 +67,7 @@ class ZeroEngine(Engine[Model]):
         """Parameters of each group of the optimizer."""
 
     def set_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        if not moves_numbers_alone(optimizer):
-            raise ConfigError(
-                f"optim.type: {type(optimizer).__name__} looks at whole weights, which parallel.engine="
-                f"{self.settings.engine} cuts up: take adamw, or parallel.engine=fsdp"
-            )
+        check_optimizer(optimizer, self.settings)
         super().set_optimizer(optimizer)
         self._groups = [len(group["params"]) for group in optimizer.param_groups]
         self._engine = self._initialized(optimizer, deepspeed_settings(self.settings, self.precision))
@@ -241,31 +241,6 @@ class ZeroEngine(Engine[Model]):
             groups.append({**settings, "params": list(range(start, start + size))})
             start += size
         return groups
-
-
-def moves_numbers_alone(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer moves each number of a weight by itself, so that weights may be cut up; tried on a small one.
-
-    AdamW does; LAMB, which takes the norm of a weight, does not.
-    """
-    generator = torch.Generator().manual_seed(0)
-    start, slope = torch.randn(2, 4, 4, generator=generator)
-    whole, parts = start.clone(), [rows.clone() for rows in start.split(2)]
-    for weights, slopes in (([whole], [slope]), (parts, slope.split(2))):
-        _step_twin(optimizer, weights, slopes)
-    return torch.allclose(whole, torch.cat(parts), rtol=0, atol=1e-7)
-
-
-def _step_twin(optimizer: torch.optim.Optimizer, weights: Sequence[Tensor], slopes: Sequence[Tensor]) -> None:
-    """Two steps of another optimizer of the same kind and settings over `weights`, in place."""
-    parameters = [nn.Parameter(weight) for weight in weights]
-    twin = object.__new__(type(optimizer))
-    twin.__setstate__({**optimizer.__getstate__(), "state": defaultdict(dict), "param_groups": []})
-    twin.add_param_group({**optimizer.defaults, "params": parameters, "lr": 0.1})
-    for _ in range(2):
-        for parameter, slope in zip(parameters, slopes, strict=True):
-            parameter.grad = slope.clone()
-        twin.step()
 
 
 def _is_like(value: Any, flat: Tensor) -> bool:  # Any: an entry of an optimizer's state

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from cn_clip.config.schema import Parallel
 from cn_clip.errors import ConfigError
@@ -98,3 +100,37 @@ def check_precision(settings: Parallel, precision: Precision) -> None:
             f"train.precision={precision.name} holds weights in half precision or needs a gradient scaler, which "
             f"parallel.engine={settings.engine} has not: take amp_bf16 or fp32, or parallel.engine=fsdp"
         )
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, settings: Parallel) -> None:
+    """ConfigError for an optimizer that cannot work on parts of weights."""
+    if not moves_numbers_alone(optimizer):
+        raise ConfigError(
+            f"optim.type: {type(optimizer).__name__} looks at whole weights, which parallel.engine="
+            f"{settings.engine} cuts up: take adamw, or parallel.engine=fsdp"
+        )
+
+
+def moves_numbers_alone(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer moves each number of a weight by itself, so that weights may be cut up; tried on a small one.
+
+    AdamW does; LAMB, which takes the norm of a weight, does not.
+    """
+    generator = torch.Generator().manual_seed(0)
+    start, slope = torch.randn(2, 4, 4, generator=generator)
+    whole, parts = start.clone(), [rows.clone() for rows in start.split(2)]
+    for weights, slopes in (([whole], [slope]), (parts, slope.split(2))):
+        _step_twin(optimizer, weights, slopes)
+    return torch.allclose(whole, torch.cat(parts), rtol=0, atol=1e-7)
+
+
+def _step_twin(optimizer: torch.optim.Optimizer, weights: Sequence[Tensor], slopes: Sequence[Tensor]) -> None:
+    """Two steps of another optimizer of the same kind and settings over `weights`, in place."""
+    parameters = [nn.Parameter(weight) for weight in weights]
+    twin = object.__new__(type(optimizer))
+    twin.__setstate__({**optimizer.__getstate__(), "state": defaultdict(dict), "param_groups": []})
+    twin.add_param_group({**optimizer.defaults, "params": parameters, "lr": 0.1})
+    for _ in range(2):
+        for parameter, slope in zip(parameters, slopes, strict=True):
+            parameter.grad = slope.clone()
+        twin.step()

@@ -14,7 +14,7 @@ from torch import nn
 
 from cn_clip.config.schema import Parallel
 from cn_clip.errors import ConfigError
-from cn_clip.parallel.engines import zero
+from cn_clip.parallel.engines import zero, zero_settings
 from cn_clip.parallel.engines.zero_settings import deepspeed_settings
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks
@@ -80,6 +80,6 @@ def test_optimizers_that_look_at_whole_weights_are_told(name: str, alone: bool) 
     layer = nn.Linear(4, 4)
     optimizer = create_optimizer_v2(list(layer.parameters()), name, 0.1, 0.01)
     before = [parameter.clone() for parameter in layer.parameters()]
-    assert zero.moves_numbers_alone(optimizer) is alone
+    assert zero_settings.moves_numbers_alone(optimizer) is alone
     assert not optimizer.state  # it was tried on others
     assert all(torch.equal(a, b) for a, b in zip(before, layer.parameters(), strict=True))
