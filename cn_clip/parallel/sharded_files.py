@@ -12,6 +12,7 @@ the caller adds (for example `average.<name>`).
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -87,6 +88,7 @@ def save(
     }
     _make_room(folder, engine.ranks)
     writer, group = IndexedWriter(folder, content), _cpu_group(engine)
+    _say_nothing_of_one_process()
     if not asynchronous:
         with _first_failure():
             dcp.save(tensors, storage_writer=writer, process_group=group)
@@ -152,10 +154,12 @@ def read_into(folder: Path, tensors: Mapping[str, Tensor]) -> None:
             )
     if not tensors:
         return
+    _say_nothing_of_one_process()
     try:
         dcp.load(dict(tensors), storage_reader=IndexedReader(folder, index))
     except CheckpointException as error:
-        reason = str(_failure(error)).splitlines()[0]
+        failure = _failure(error)
+        reason = (str(failure) or type(failure).__name__).splitlines()[0]
         raise WeightsError(
             f"the sharded checkpoint {folder} cannot be read ({reason}): a file of it is missing or damaged; go on from "
             "an older one"
@@ -219,6 +223,11 @@ def _state(index: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:
         start += len(numbers)
         groups.append({**settings, "params": numbers, "param_names": [names[number] for number in numbers]})
     return {"state": state, "param_groups": groups}
+
+
+def _say_nothing_of_one_process() -> None:
+    """One process without ranks is meant here. For the whole program, since DCP may warn from its own thread."""
+    warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninit", UserWarning)
 
 
 def _make_room(folder: Path, ranks: Ranks) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run by path: this checkout first on sys.path, and not the door's own folder
     sys.path[0] = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 
-from cn_clip.errors import run_door
+from cn_clip.errors import ConfigError, run_door
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -27,8 +27,15 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "file", type=Path, nargs="?", help="where to write; default: the folder's name with .pt"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there already")
     given = parser.parse_args(words)
     file = given.file or given.folder.with_suffix(".pt")
+    if not file.absolute().parent.is_dir():
+        raise ConfigError(f"the folder of {file} does not exist: make it first, or give another file")
+    if file.is_dir():
+        raise ConfigError(f"{file} is a folder: give the name of the file to write")
+    if file.exists() and not given.overwrite:
+        raise ConfigError(f"{file} is there already: give another file, or --overwrite to replace it")
 
     from cn_clip.training.checkpoints.consolidation import write_whole
 

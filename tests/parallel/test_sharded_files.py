@@ -115,6 +115,13 @@ def test_shards_that_would_run_code_are_refused(engine: Engine[nn.Linear], tmp_p
     assert not (tmp_path / "trace").exists()
 
 
+def test_a_shard_that_is_cut(engine: Engine[nn.Linear], tmp_path: Path) -> None:
+    sharded_files.save(tmp_path / "a", engine, {})
+    os.truncate(tmp_path / "a" / "__0_0.distcp", 1)
+    with pytest.raises(WeightsError, match=r"cannot be read \(\w.*\): a file of it is missing or damaged"):
+        sharded_files.consolidate(tmp_path / "a")
+
+
 def test_no_file_outside_the_folder_is_opened(engine: Engine[nn.Linear], tmp_path: Path) -> None:
     sharded_files.save(tmp_path / "a", engine, {})
     sharded_files.save(tmp_path / "b", engine, {})

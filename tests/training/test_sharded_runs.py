@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from cn_clip.errors import ConfigError
 from cn_clip.training.consolidate import main as consolidate
 from tests.training.conftest import Train
 
@@ -44,6 +46,21 @@ def test_a_consolidated_folder_is_the_file_of_a_run_without_shards(train: Train)
     consolidate([str(sharded / "checkpoints" / "epoch_latest.sharded")])
     one, other = (content(run / "checkpoints" / "epoch_latest.pt") for run in (whole, sharded))
     assert_same(one, other)
+
+
+def test_a_file_that_is_there_is_not_replaced_unasked(train: Train, tmp_path: Path) -> None:
+    folder = train("--max-steps=1", SHARDED) / "checkpoints" / "epoch_latest.sharded"
+    kept = tmp_path / "kept.pt"
+    kept.write_bytes(b"another run's")
+    with pytest.raises(ConfigError, match=r"kept\.pt is there already: give another file, or --overwrite"):
+        consolidate([str(folder), str(kept)])
+    assert kept.read_bytes() == b"another run's"
+    consolidate([str(folder), str(kept), "--overwrite"])
+    assert torch.load(kept, weights_only=True)["step"] == 1
+    with pytest.raises(ConfigError, match=r"the folder of .*x\.pt does not exist: make it first"):
+        consolidate([str(folder), str(tmp_path / "none" / "x.pt")])
+    with pytest.raises(ConfigError, match="is a folder"):
+        consolidate([str(folder), str(tmp_path)])
 
 
 def test_a_run_may_change_between_files_and_shards(train: Train) -> None:
