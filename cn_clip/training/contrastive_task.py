@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 MAX_LOGIT_SCALE = 4.6052  # ln 100 (arXiv:2103.00020, section 2.5), rounded as the reference rounds it
 
-
 LARGER = 1.1
 """Growth of the patches that are kept, as masks grow thin, from which on a micro-batch is tried out again."""
 
@@ -116,11 +115,8 @@ class ContrastiveTask:
         """Forward and backward of one micro-batch with captions as long as any, so that no rank runs short later, where the
         others wait for it. Once for each size, and again where clearly more patches are kept; all ranks alike."""
         kept = 1 - self._encoding.mask_ratio(step)
-        if (
-            not self._shares_shortage
-            or kept < LARGER * self._tried_kept
-            and (kept < 1 or self._tried_kept == 1)
-        ):
+        is_larger = kept >= LARGER * self._tried_kept or kept == 1 > self._tried_kept
+        if not self._shares_shortage or not is_larger:
             return
         accumulation = Accumulation(engine=self.engine, sizes=[len(part)])
         passes = _Passes(self, [self._preparation.longest(part)], step)
