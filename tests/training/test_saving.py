@@ -133,6 +133,9 @@ def test_only_the_newest_own_files_are_kept_and_no_others(start: Callable[..., R
     ]  # fmt: skip
     assert first.weight("best.pt") == 1
     assert load_file(first.folder / "epoch_1_3.safetensors")["weight"].item() == 3
+    # who may read the one may read the other
+    modes = [(first.folder / f"epoch_1_3.{suffix}").stat().st_mode for suffix in ("pt", "safetensors")]
+    assert modes[0] == modes[1]
     # a run that goes on knows which files are its own
     again = start(every_steps=1, every_epochs=None, keep_last=2)
     saved = read_saved(first.folder / "epoch_latest.pt")

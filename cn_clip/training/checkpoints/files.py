@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,6 +75,8 @@ class CheckpointFiles:
         paths = [(self.folder / name).with_suffix(".safetensors") for name in names]
         with atomic_path(paths[0]) as partial:
             save_file(plain, partial, metadata={"format": "pt"})
+            # safetensors makes files that only their owner may read
+            partial.chmod(stat.S_IMODE((self.folder / names[0]).stat().st_mode))
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
         for path in paths[1:]:
