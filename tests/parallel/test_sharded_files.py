@@ -95,6 +95,15 @@ class Malicious:
         return os.mkdir, (str(self._trace),)
 
 
+def test_one_process_writes_and_reads_a_folder_without_warnings_of_torch(
+    engine: Engine[nn.Linear], tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    sharded_files.save(tmp_path / "a", engine, {})
+    sharded_files.save(tmp_path / "b", engine, {}, asynchronous=True).wait()
+    sharded_files.consolidate(tmp_path / "b")
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_the_pickle_in_the_folder_is_never_read(engine: Engine[nn.Linear], tmp_path: Path) -> None:
     sharded_files.save(tmp_path / "a", engine, {})
     (tmp_path / "a" / ".metadata").write_bytes(pickle.dumps(Malicious(tmp_path / "trace")))
