@@ -235,6 +235,8 @@ def _overrides(flag: Flag, value: Any) -> list[Override]:
 
 def _unknown_flag(word: str) -> str:
     name = word.partition("=")[0]
+    if name.endswith((".yaml", ".yml")):
+        return f"{name} is not a flag of training; did you mean --config {name}?"
     near = difflib.get_close_matches(
         name, [flag.name for flag in FLAGS] + ["--config", "--set", "--dry-run"], n=1
     )

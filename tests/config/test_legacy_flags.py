@@ -84,6 +84,7 @@ def test_skip_scheduler_says_that_it_does_nothing(caplog: pytest.LogCaptureFixtu
         (["--trian-data", "x"], "--trian-data is not a flag of training; did you mean --train-data?"),
         (["--batch_size=8"], "--batch_size is not a flag of training; did you mean --batch-size?"),
         (["stray"], "stray is not a flag of training"),
+        (["--dry-run", "mine.yaml"], "mine.yaml is not a flag of training; did you mean --config mine.yaml?"),
         (["--batch-size", "x"], "argument --batch-size: invalid int value: 'x'; see --help"),
         (["--lr"], "argument --lr: expected one argument"),
         (["--set", "lr"], "--set takes NAME=VALUE"),
