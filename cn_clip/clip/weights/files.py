@@ -58,6 +58,10 @@ _DAMAGE = (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeEr
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """What a checkpoint, state-dict or safetensors file holds, on the CPU; numpy numbers come as Python's."""
     path = Path(path)
+    if path.is_dir() and path.suffix == ".sharded":
+        raise WeightsError(
+            f"{path} is a sharded checkpoint: make one file of it with `cn-clip consolidate {path}` and give that"
+        )
     if path.is_dir():
         raise WeightsError(f"{path} is a folder: name the weights file inside it")
     if not path.is_file():

@@ -102,8 +102,12 @@ def test_a_foreign_zip(tmp_path: Path) -> None:
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no weights file .*a.pt"):
         read_checkpoint(tmp_path / "a.pt")
-    with pytest.raises(WeightsError, match="is a folder"):
+    with pytest.raises(WeightsError, match="is a folder: name the weights file"):
         read_checkpoint(tmp_path)
+    shards = tmp_path / "epoch_latest.sharded"
+    shards.mkdir()
+    with pytest.raises(WeightsError, match="cn-clip consolidate .*/epoch_latest.sharded"):
+        read_checkpoint(shards)
 
 
 def test_a_bare_tensor(tmp_path: Path) -> None:
