@@ -92,8 +92,9 @@ def _to_do(context: RunContext) -> tuple[Sequence[Leg], SavedRun | None, int]:
     if ranks.is_main:
         for sentence in missing_negatives(legs):
             logger.warning("%s.", sentence)
-    for leg in legs:
-        _warn_of_warmup(leg)
+        for leg in legs:
+            _warn_of_warmup(leg)
+            _warn_of_size(leg)
     for leg in legs[1:]:
         check_model_settings(leg.stage, ranks)
     resume_from = from_main(checkpoint_to_go_on_from(config, context.run_dir), ranks)
@@ -126,6 +127,17 @@ def _warn_of_warmup(leg: Leg) -> None:
             optim.cooldown_steps,
             f"stage {name!r}" if name else "the whole run",
             leg.num_steps,
+        )
+
+
+def _warn_of_size(leg: Leg) -> None:
+    num_pairs, batch = leg.order.num_pairs, leg.order.global_batch
+    if num_pairs < batch:
+        logger.warning(
+            "There are %d training pairs, fewer than the global batch of %d: some come twice in each step. "
+            "Lower train.batch_size (--batch-size) or train.accumulate (--accum-freq).",
+            num_pairs,
+            batch,
         )
 
 

@@ -123,6 +123,13 @@ def test_a_cooldown_longer_than_the_run(train: Train, caplog: pytest.LogCaptureF
     assert "optim.cooldown_steps is 9, the whole run has 2 steps" in caplog.text
 
 
+def test_fewer_pairs_than_a_batch(train: Train, caplog: pytest.LogCaptureFixture) -> None:
+    train("--max-steps=1", "--batch-size=21")
+    assert "training pairs, fewer than" not in caplog.text
+    train("--max-steps=1", "--batch-size=22", name="larger")
+    assert "There are 21 training pairs, fewer than the global batch of 22" in caplog.text
+
+
 def test_rows_that_are_no_text_are_left_out(train: Train) -> None:
     run = train("--max-steps=1")
     with (run / "metrics.jsonl").open("ab") as file:
