@@ -5,6 +5,7 @@ A teacher is asked once a step for each micro-batch; both passes of an accumulat
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from cn_clip.losses.distillation import feature_distances
 from cn_clip.parallel.gather import any_rank
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.training.teachers import Taught, Teacher, kind_of, open_teacher
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,20 @@ def open_distillation(
     own_width = model.text_projection.shape[1]
     if settings.type == "features" and settings.width == "project" and teacher.width != own_width:
         model.add_teacher_projection(teacher.width, config.run.seed)
+    if writes and ranks.is_main:
+        logger.info(
+            "Learning from %s too: %s.", settings.teacher, _what_is_taught(settings, teacher.width, own_width)
+        )
     return Distillation(teacher, settings)
+
+
+def _what_is_taught(settings: Distill, width: int, own_width: int) -> str:
+    if settings.type == "similarity":
+        return "its similarities of all pairs of a batch"
+    if width == own_width:
+        return f"features of width {width}, as wide as the student's"
+    how = "mapped" if settings.width == "project" else "resized"
+    return f"features of width {width}, to which the student's {own_width} are {how}"
 
 
 def check_distillation(config: TrainConfig) -> None:

@@ -167,6 +167,11 @@ def test_a_run_learns_a_map_to_another_width_and_keeps_it_out_of_the_published_w
         "--max-steps=6",
     )
     whole = train(*words, "--save-step-frequency=3", name="whole")
+    said = next(whole.glob("out_*.log")).read_text()
+    assert (
+        f"Learning from {tmp_path / 'hf'} too: features of width 12, to which the student's 16 are mapped."
+        in said
+    )
     file = torch.load(whole / "checkpoints" / "epoch_latest.pt", weights_only=True)
     assert not any("teacher" in name for name in file["state_dict"])
     assert file["cn_clip"]["live"]["differ"]["teacher_projection.weight"].shape == (12, 16)
