@@ -70,7 +70,9 @@ class ZeroEngine(Engine[Model]):
         check_optimizer(optimizer, self.settings)
         super().set_optimizer(optimizer)
         self._groups = [len(group["params"]) for group in optimizer.param_groups]
-        self._engine = self._initialized(optimizer, deepspeed_settings(self.settings, self.precision))
+        num_trained = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+        config = deepspeed_settings(self.settings, self.precision, num_trained=num_trained)
+        self._engine = self._initialized(optimizer, config)
 
     def _initialized(self, optimizer: torch.optim.Optimizer, config: Plain) -> Any:  # Any: no types there
         try:

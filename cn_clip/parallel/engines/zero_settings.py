@@ -30,13 +30,24 @@ GROUPS = ("zero_optimization", "activation_checkpointing", "comms_logger", "aio"
 """Keys of DeepSpeed's that hold settings of their own."""
 
 
-def deepspeed_settings(settings: Parallel, precision: Precision) -> Plain:
-    """Ours, with the user's JSON laid over them."""
+LARGEST_BUCKET = 500_000_000
+"""Gradients that are sent at one time, at most: DeepSpeed's own number."""
+
+
+def deepspeed_settings(
+    settings: Parallel, precision: Precision, *, num_trained: int = LARGEST_BUCKET
+) -> Plain:
+    """Ours, with the user's JSON laid over them. `num_trained`: elements of the parameters that are trained."""
+    # the buffer is allocated whole: 2 GB of fp32, however small the model
+    bucket_size = max(min(num_trained, LARGEST_BUCKET), 1)
     ours: Plain = {
         "train_micro_batch_size_per_gpu": 1,  # only its own statistics look at it
         "gradient_accumulation_steps": 1,  # the engine says which backward pass is the last
         "gradient_clipping": 0.0,  # its default is 1
-        "zero_optimization": {"stage": int(settings.engine.removeprefix("zero"))},
+        "zero_optimization": {
+            "stage": int(settings.engine.removeprefix("zero")),
+            "reduce_bucket_size": bucket_size,
+        },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,

@@ -8,12 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cn_clip.config.schema import Parallel
+from cn_clip.parallel.engines.zero_settings import LARGEST_BUCKET
 from cn_clip.training.diagnosis.step_cost import Weights
 
 FP32 = 4
-DEEPSPEED_BUCKET = 5e8
-"""Elements of the buffer that gradients are sent from, allocated whole however small the model (`reduce_bucket_size` of
-DeepSpeed's JSON)."""
 DEEPSPEED_LIVE = 1e9
 """Elements of whole weights that stage 3 keeps (`stage3_max_live_parameters`)."""
 GATHERED_BLOCKS = 2
@@ -106,7 +104,7 @@ def _zero(weights: Weights, cut: Cut) -> Share:
     """Stage 1 cuts up the optimizer and its own fp32 copy of the weights, 2 the gradients too, 3 the weights too."""
     stage, ranks = int(cut.engine[-1]), cut.world_size
     copy = weights.trained * FP32 / ranks
-    bucket = DEEPSPEED_BUCKET * FP32
+    bucket = min(LARGEST_BUCKET, weights.trained) * FP32
     live = min(DEEPSPEED_LIVE, weights.count) * FP32 if stage == 3 else 0.0
     return Share(
         weights=weights.bytes / (ranks if stage == 3 else 1) + weights.buffer_bytes,

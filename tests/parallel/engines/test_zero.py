@@ -32,9 +32,22 @@ def settings_of(given: Any, tmp_path: Path, engine: str = "zero2", precision: st
 
 def test_the_user_s_json_is_laid_over_ours(tmp_path: Path) -> None:
     found = settings_of({"zero_optimization": {"overlap_comm": False}, "steps_per_print": 5}, tmp_path)
-    assert found["zero_optimization"] == {"stage": 2, "overlap_comm": False}
+    assert found["zero_optimization"]["stage"] == 2 and found["zero_optimization"]["overlap_comm"] is False
     assert found["steps_per_print"] == 5
     assert found["gradient_clipping"] == 0.0  # DeepSpeed's own default clips to 1
+
+
+@pytest.mark.parametrize(
+    ("num_trained", "bucket"), [(188_000_000, 188_000_000), (958_000_000, 500_000_000), (0, 1)]
+)
+def test_the_buffer_of_gradients_is_no_larger_than_all_of_them(
+    num_trained: int, bucket: int, tmp_path: Path
+) -> None:
+    precision = Precision("fp32", CPU)
+    found = deepspeed_settings(Parallel(engine="zero1"), precision, num_trained=num_trained)
+    assert found["zero_optimization"]["reduce_bucket_size"] == bucket
+    given = {"zero_optimization": {"reduce_bucket_size": 7}}
+    assert settings_of(given, tmp_path)["zero_optimization"]["reduce_bucket_size"] == 7
 
 
 @pytest.mark.parametrize(
