@@ -78,6 +78,11 @@ def _check(flags: argparse.Namespace) -> tuple[str, str]:
     if flags.extract_image_feats:
         if not os.path.isdir(flags.image_data):
             raise DataError(f"there is no folder {flags.image_data}: give the imgs LMDB with --image-data")
+        if not (flags.image_feat_output_path or os.path.isdir(os.path.dirname(image_output) or ".")):
+            raise ConfigError(
+                f"the features of the pictures would go to {image_output}, named after --text-data, whose folder does not exist: "
+                "give --image-feat-output-path"
+            )
         check_writable(image_output)
     return text_output, image_output
 

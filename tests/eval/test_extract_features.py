@@ -199,6 +199,13 @@ def test_bad_flags_are_told_apart(
         extract_features.main(words(data, weights, *more))
 
 
+def test_pictures_alone_need_to_know_where_their_features_go(data: Path, weights: Path) -> None:
+    with pytest.raises(ConfigError, match="give --image-feat-output-path"):
+        extract_features.main(
+            ["--extract-image-feats", f"--image-data={data / 'lmdb/test/imgs'}", f"--resume={weights}"]
+        )
+
+
 def test_something_to_do_and_a_checkpoint_are_needed(data: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to do"):
         extract_features.main([])
@@ -210,5 +217,5 @@ def test_weights_with_nan_are_refused(data: Path, weights: Path, tmp_path: Path)
     checkpoint = torch.load(weights)
     checkpoint["state_dict"]["module.text_projection"][0, 0] = float("nan")
     torch.save(checkpoint, tmp_path / "broken.pt")
-    with pytest.raises(WeightsError, match="text_projection holds NaN"):
+    with pytest.raises(WeightsError, match="holds NaN in text_projection"):
         extract_features.main(words(data, tmp_path / "broken.pt"))
