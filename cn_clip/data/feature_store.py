@@ -108,6 +108,7 @@ class FeatureWriter:
         path.mkdir(parents=True, exist_ok=True)
         (path / META).unlink(missing_ok=True)
         write_atomically(path / IDS, lambda file: np.save(file, ids_n, allow_pickle=False))
+        (path / FEATURES).unlink(missing_ok=True)  # not cut short: that kills a process which has it mapped
         features = open_memmap(path / FEATURES, mode="w+", dtype=np.float32, shape=(len(ids_n), dim))
         _reserve(path / FEATURES)
         features[:] = np.nan

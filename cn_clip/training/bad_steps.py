@@ -48,6 +48,7 @@ class BadSteps:
             self.in_a_row = 0
             return False
         if math.isfinite(loss) and scale > 1:
+            self.in_a_row = 0  # the loss is a number; and a run that goes on finds no row of this step
             logger.info("The gradients of step %d overflow at a scale of %g, which is lowered.", step, scale)
             return True
         self.in_a_row += 1

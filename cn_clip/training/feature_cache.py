@@ -86,17 +86,16 @@ def cached_features(
     fingerprint = from_main(_fingerprint(config, source, ids_n, engine.model_state()), engine.ranks)
     with _FolderLock(folder, engine.ranks) as lock:
         lock.take(shared=True)
-        if from_main(_has(folder, fingerprint), engine.ranks):
-            logger.info("Features of %d pictures are in %s.", len(ids_n), folder)
-        else:
+        while not from_main(_has(folder, fingerprint), engine.ranks):
             lock.take(shared=False)
-            _check_room(folder, len(ids_n), engine)
-            _make(config, engine, data, folder, ids_n, first_n, watchdog, stop)
-            any_rank([False], engine.ranks)  # every part is on disk before the folder counts as whole
-            if engine.ranks.is_main:
-                FeatureWriter(folder).finish(fingerprint)
-            lock.take(shared=True)
-            any_rank([False], engine.ranks)  # the others wait until it is whole
+            if not from_main(_has(folder, fingerprint), engine.ranks):  # who held it may have made them
+                _check_room(folder, len(ids_n), engine)
+                _make(config, engine, data, folder, ids_n, first_n, watchdog, stop)
+                any_rank([False], engine.ranks)  # every part is on disk before the folder counts as whole
+                if engine.ranks.is_main:
+                    FeatureWriter(folder).finish(fingerprint)
+            lock.take(shared=True)  # another may come between: so they are looked for again
+        logger.info("Features of %d pictures are in %s.", len(ids_n), folder)
         yield open_features(folder)
 
 

@@ -76,6 +76,13 @@ def test_an_overflow_of_fp16_is_not_the_pairs_fault(tmp_path: Path) -> None:
         steps.is_bad(16, 0.5, math.inf, [batch(0)], scale=1.0)
 
 
+def test_an_overflow_ends_a_row_of_bad_steps_also_for_a_run_that_goes_on(tmp_path: Path) -> None:
+    steps = BadSteps(3, tmp_path, rank=0)
+    for step, loss, scale in ((1, math.nan, 1.0), (2, 0.5, 4.0), (3, math.nan, 1.0)):
+        assert steps.is_bad(step, loss, math.inf, [batch(0)], scale=scale)
+    assert steps.in_a_row == BadSteps(3, tmp_path, rank=0, first_step=3).in_a_row == 1
+
+
 def test_a_run_that_goes_on_counts_on_and_says_each_step_once(tmp_path: Path) -> None:
     first = BadSteps(3, tmp_path, rank=0)
     for step in range(1, 7):

@@ -8,11 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from cn_clip.data.batches import PairBatch
-from cn_clip.data.feature_store import FeatureStore, FeatureWriter, open_features
+from cn_clip.data.feature_store import FeatureStore, FeatureWriter, is_feature_store, open_features
+from cn_clip.data.store.file_lock import FileLock
 from cn_clip.errors import DataError
 from cn_clip.training.teachers import Taught, Teacher
+
+SECONDS_TO_CONVERT = 600.0
+"""What a run that makes the folder may take while another waits for it."""
 
 
 def open_teacher(setting: str, device: torch.device, *, writes: bool = True) -> Teacher:
@@ -39,22 +44,46 @@ def _converted(path: Path, *, writes: bool) -> FeatureStore:
     folder = path.with_suffix(".features")
     status = path.stat()
     fingerprint = f"{status.st_size} {status.st_mtime_ns}"
-    if (folder / "meta.json").is_file():
-        there = open_features(folder)
-        if there.fingerprint == fingerprint:
-            return there
+    if store := _there(folder, fingerprint):
+        return store
+    if not writes:
+        return FeatureStore(folder, fingerprint, _read(path)[1].shape[1])  # as it will be
+    lock = FileLock(path.with_suffix(".features.lock"))
+    if not lock.acquire_within(SECONDS_TO_CONVERT):
+        raise DataError(
+            f"another run is still making {folder}: start again when it has, or give each run a file of its own"
+        )
+    try:
+        # who held it may have made them
+        return _there(folder, fingerprint) or _made(path, folder, fingerprint)
+    finally:
+        lock.release()
+
+
+def _there(folder: Path, fingerprint: str) -> FeatureStore | None:
+    """The features in the folder, if they are those."""
+    if not is_feature_store(folder):
+        return None
+    store = open_features(folder)
+    return store if store.fingerprint == fingerprint else None
+
+
+def _made(path: Path, folder: Path, fingerprint: str) -> FeatureStore:
+    ids_n, features_nE = _read(path)
+    writer = FeatureWriter.begin(folder, ids_n, features_nE.shape[1])
+    writer.write(slice(0, len(ids_n)), torch.from_numpy(features_nE))
+    writer.flush()
+    writer.finish(fingerprint)
+    return open_features(folder)
+
+
+def _read(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(n,) ids that ascend, and (n, E) features, of a JSONL."""
     rows = sorted(_rows(path), key=lambda row: row[0])
     ids = np.array([one_id for one_id, _ in rows], np.int64)
     if len(np.unique(ids)) != len(ids) or not len(ids):
         raise DataError(f"{path} has no rows, or an image_id twice: extract the features again")
-    features = np.stack([feature for _, feature in rows])
-    if not writes:
-        return FeatureStore(folder, fingerprint, features.shape[1])  # as it will be
-    writer = FeatureWriter.begin(folder, ids, features.shape[1])
-    writer.write(slice(0, len(ids)), torch.from_numpy(features))
-    writer.flush()
-    writer.finish(fingerprint)
-    return open_features(folder)
+    return ids, np.stack([feature for _, feature in rows])
 
 
 def _rows(path: Path) -> list[tuple[int, np.ndarray]]:
