@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from cn_clip.errors import DeviceError, LaunchError
 from cn_clip.parallel.fresh_store import fresh_store
+from cn_clip.parallel.host_memory import keep_freed_memory
 
 # a rank may decode its first batches for long before the first collective
 JOIN_TIMEOUT = timedelta(minutes=30)
@@ -43,6 +44,8 @@ def start_ranks(device: str = "auto", timeout: timedelta = JOIN_TIMEOUT) -> Iter
     chosen = pick_device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    elif chosen.type == "cpu":
+        keep_freed_memory()
     if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks(rank=0, world_size=1, local_rank=local_rank, device=chosen)
         return

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cn_clip.towers.cpu_attention import attend
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 """Layers of the split attention, in the order in which they stand in the whole one's matrix."""
@@ -41,7 +42,7 @@ class SplitAttention(nn.Module):
             for layer, tokens_BLW in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
         )
         query_BHLD, key_BHLD, value_BHLD = heads_BHLD
-        mixed_BHLD = F.scaled_dot_product_attention(query_BHLD, key_BHLD, value_BHLD, attn_mask=attn_mask)
+        mixed_BHLD = attend(query_BHLD, key_BHLD, value_BHLD, attn_mask)
         return self.out_proj(mixed_BHLD.transpose(1, 2).flatten(2)), None
 
     def heads(self, tokens_BLW: Tensor) -> Tensor:

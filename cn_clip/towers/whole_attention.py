@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cn_clip.towers.cpu_attention import attend
+
 
 class WholeAttention(nn.MultiheadAttention):
     """Self-attention with the weights of another one, which it equals up to rounding."""
@@ -36,7 +38,7 @@ class WholeAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, None]:
         """(B, L, W) of tokens (B, L, W) given three times."""
         query_BHLD, key_BHLD, value_BHLD = self.heads(query).permute(2, 0, 3, 1, 4).unbind()
-        mixed_BHLD = F.scaled_dot_product_attention(query_BHLD, key_BHLD, value_BHLD, attn_mask=attn_mask)
+        mixed_BHLD = attend(query_BHLD, key_BHLD, value_BHLD, attn_mask)
         return self.out_proj(mixed_BHLD.transpose(1, 2).flatten(2)), None
 
     def heads(self, tokens_BLW: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from cn_clip.config.schema import Optim, Parallel
 from cn_clip.data.batches import PairBatch, trim_padding
 from cn_clip.losses.pair import contrastive
 from cn_clip.parallel.engines import Engine
+from cn_clip.parallel.host_memory import keep_freed_memory
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.parallel.wrap import wrap
@@ -28,6 +29,7 @@ class OurStep:
     """The step of the trainer, under the DDP engine of one process."""
 
     def __init__(self, model: Fields, clock: Callable[[], float], *, compile: bool = False) -> None:
+        keep_freed_memory()  # as the trainer does
         torch.manual_seed(0)
         self.model, self._clock, self._compile = CLIP(**model), clock, compile
         self._optimizer = build_optimizer(self.model, OPTIM)

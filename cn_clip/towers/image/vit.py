@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from open_clip.transformer import LayerNormFp32, QuickGELU, VisionTransformer
+from open_clip.transformer import LayerNormFp32, VisionTransformer
 from torch import Tensor, nn
 
 from cn_clip.errors import ConfigError
 from cn_clip.towers.image import ImageTower
 from cn_clip.towers.keyed_dropout import key_dropout
 from cn_clip.towers.pair_random import random_words
+from cn_clip.towers.quick_gelu import QuickGELU
 from cn_clip.towers.sites import Site, Sites
 from cn_clip.towers.whole_attention import take_over_attentions
 

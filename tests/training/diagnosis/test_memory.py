@@ -68,7 +68,7 @@ def test_tiny_runs_take_what_was_predicted(tmp_path: Path) -> None:
         assert found["tensors"] == pytest.approx(found["measured"], rel=0.03), case
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_of_published_towers_takes_what_was_predicted(tmp_path: Path) -> None:
     """Tensors within 2 % (seen: 0.1 %), the process within 20 % (seen: 1 %)."""
     case = plain("ViT-B-32", "RBT3-chinese", train={"batch_size": 16, "precision": "fp32"})

@@ -1,0 +1,29 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys, torch
+from cn_clip.parallel.host_memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def faults():
+    for _ in range(8):
+        torch.ones(8 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+first = faults()
+print(faults() - first)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
+def test_memory_that_was_freed_is_not_asked_for_again() -> None:
+    def page_faults(word: str) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, word], capture_output=True, text=True, check=True
+        )
+        return int(done.stdout)
+
+    assert page_faults("keep") < page_faults("as it was") / 10
