@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cn_clip.training.diagnosis.finding import Finding, Number
+from cn_clip.training.diagnosis.finding import Finding, Number, rounded
 
 LOADER_MARGIN = 1.1
 """A loader that is no faster than this times the step lets it wait now and then: pictures are of unequal size."""
@@ -48,7 +48,7 @@ def check_bound(rates: Rates) -> Finding:
     if loader is not None and loader < step * LOADER_MARGIN:
         return Finding(
             check="bound",
-            says=f"The loader bounds this run: it reads {loader:.3g} pairs/s a rank, steps could take {step:.3g}; the device "
+            says=f"The loader bounds this run: it reads {rounded(loader)} pairs/s a rank, steps could take {rounded(step)}; the device "
             f"waits {max(0.0, 1 - loader / step):.0%} of the time.",
             verdict="slow",
             numbers=numbers | {"bound": "loader"},
@@ -64,18 +64,18 @@ def check_bound(rates: Rates) -> Finding:
             next_step="raise train.accumulate (gradients meet once a step), or use parallel.shard_ranks with the ranks of a "
             "node (parallel.engine=fsdp)",
         )
-    reads = "" if loader is None else f", and the loader could read {loader:.3g}"
+    reads = "" if loader is None else f", and the loader could read {rounded(loader)}"
     if rates.wastes:
         return Finding(
             check="bound",
-            says=f"Steps bound this run, and most of a step is no arithmetic: a rank trains on {step:.3g} pairs/s{reads}.",
+            says=f"Steps bound this run, and most of a step is no arithmetic: a rank trains on {rounded(step)} pairs/s{reads}.",
             verdict="slow",
             numbers=numbers | {"bound": "compute"},
             next_step="do what the line `step` says",
         )
     return Finding(
         check="bound",
-        says=f"Arithmetic bounds this run, as it should: a rank trains on {step:.3g} pairs/s{reads}.",
+        says=f"Arithmetic bounds this run, as it should: a rank trains on {rounded(step)} pairs/s{reads}.",
         numbers=numbers | {"bound": "compute"},
     )
 

@@ -48,3 +48,8 @@ def in_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def rounded(rate: float) -> str:
+    """Three digits, or whole numbers from 100 on."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"

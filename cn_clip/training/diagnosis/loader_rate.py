@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cn_clip.config.schema import TrainConfig
 from cn_clip.data.batches import PairBatch
 from cn_clip.parallel.ranks import Ranks
-from cn_clip.training.diagnosis.finding import Finding
+from cn_clip.training.diagnosis.finding import Finding, rounded
 from cn_clip.training.timeline import Leg
 from cn_clip.training.training_data import TrainingData
 
@@ -67,7 +67,7 @@ def check_loader(rate: LoaderRate | None, config: TrainConfig) -> Finding:
             check="loader", says="no training pairs are given (--train-data): the loader was not looked at"
         )
     says = (
-        f"{rate.pairs_per_second:.3g} pairs/s a rank with {config.data.num_workers} workers, nothing computed beside; the first "
+        f"{rounded(rate.pairs_per_second)} pairs/s a rank with {config.data.num_workers} workers, nothing computed beside; the first "
         f"batch came after {rate.first_seconds:.1f} s"
     )
     numbers = {

@@ -12,7 +12,7 @@ from cn_clip.config.schema import TrainConfig
 from cn_clip.data.batches import PairBatch
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import Ranks
-from cn_clip.training.diagnosis.finding import Finding
+from cn_clip.training.diagnosis.finding import Finding, rounded
 from cn_clip.training.diagnosis.memory import Prediction
 from cn_clip.training.diagnosis.trial import made_up_pairs, trial_task
 
@@ -147,12 +147,12 @@ def check_step(rate: StepRate) -> Finding:
     if not rate.is_measured:
         return Finding(
             check="step",
-            says=f"about {rate.pairs_per_second:.3g} pairs/s a rank, computed ({rate.why_not}): {USUAL_SHARE:.0%} of the "
+            says=f"about {rounded(rate.pairs_per_second)} pairs/s a rank, computed ({rate.why_not}): {USUAL_SHARE:.0%} of the "
             f"{rate.gemm_flops_per_second / 1e12:.3g} TFLOP/s of a large matrix product",
             numbers=numbers,
         )
     says = (
-        f"{rate.pairs_per_second:.3g} pairs/s a rank, {rate.seconds:.3g} s a step, {share:.0%} of the "
+        f"{rounded(rate.pairs_per_second)} pairs/s a rank, {rate.seconds:.3g} s a step, {share:.0%} of the "
         f"{rate.gemm_flops_per_second / 1e12:.3g} TFLOP/s of a large matrix product"
     )
     if rate.wastes:

@@ -13,7 +13,7 @@ from cn_clip.training.diagnosis import exact_step, kernels
 from cn_clip.training.diagnosis.bandwidth import Bandwidth, check_bandwidth
 from cn_clip.training.diagnosis.bound import Rates, check_bound
 from cn_clip.training.diagnosis.fake_model import AttentionCall
-from cn_clip.training.diagnosis.finding import Finding, in_bytes, text_of
+from cn_clip.training.diagnosis.finding import Finding, in_bytes, rounded, text_of
 from cn_clip.training.diagnosis.machine import is_checkout, judge_place, unlike_versions
 from cn_clip.training.diagnosis.step_rate import StepRate, check_step
 
@@ -159,3 +159,10 @@ def test_another_copy_than_the_checkouts_is_wrong(tmp_path: Path) -> None:
 
 def test_other_versions_on_other_ranks_are_wrong() -> None:
     assert unlike_versions([3, 5]).verdict == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("rate", "read"), [(1024.4, "1,024"), (150.3, "150"), (12.345, "12.3"), (0.01234, "0.0123")]
+)
+def test_rates_are_read_as_numbers(rate: float, read: str) -> None:
+    assert rounded(rate) == read
