@@ -127,6 +127,7 @@ def test_a_signal_reaches_training_alone_and_its_code_comes_back(
     wait_for("ended75.0.0", "ended75.1.0", within=facts)
     # torchrun did not hear of it: it would kill its workers after 30 s
     assert "death signal" not in errors
+    assert errors.splitlines()[-1].startswith("launch: training was told to stop and has saved")
 
 
 @linux
