@@ -51,7 +51,7 @@ supervise() {
     done
     if ((code == STOPPED)); then
         # after torchrun's report of failed processes, which it prints for every code but 0
-        echo "launch: training was told to stop and has saved; the same command goes on from there" >&2
+        echo "launch: training was told to stop and has saved; its own last line says how it goes on" >&2
         code=${STOPPED_EXIT_CODE:-$STOPPED}
     elif [[ $stop_signal && ! -s $CN_CLIP_EXIT_MARKER ]] && ((code != 0)); then
         code=$((128 + $(kill -l "$stop_signal")))  # as a shell reports what a signal ended
