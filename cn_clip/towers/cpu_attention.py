@@ -28,7 +28,7 @@ def attend(
         and query_BHLD.shape[2] <= LONGEST
         and attn_mask is None
         and query_BHLD.requires_grad
-        and not torch.compiler.is_compiling()
+        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
     )
     if not is_quicker:
         return F.scaled_dot_product_attention(query_BHLD, key_BHLD, value_BHLD, attn_mask=attn_mask)

@@ -16,7 +16,7 @@ class QuickGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The shape of `x`."""
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if not x.requires_grad or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return x * torch.sigmoid(SLOPE * x)
         result: Tensor = _QuickGELU.apply(x)
         return result

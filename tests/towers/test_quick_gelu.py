@@ -29,3 +29,8 @@ def test_it_keeps_its_input_alone() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor), lambda _: x):
         QuickGELU()(x)
     assert [tensor.data_ptr() for tensor in kept] == [x.data_ptr()]
+
+
+def test_it_can_be_traced() -> None:
+    x = torch.randn(5, requires_grad=True)
+    assert torch.equal(torch.jit.trace(QuickGELU(), x)(x), formula(x))
