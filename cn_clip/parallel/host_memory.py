@@ -7,6 +7,7 @@ each page of them before it hands it out: that cost more than the arithmetic of 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -14,8 +15,12 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what it frees, at most what it has held at one time. Does nothing where malloc is not glibc's."""
-    if platform.libc_ver()[0] != "glibc":
+    """Let this process keep what it frees, at most what it has held at one time.
+
+    Does nothing where malloc is not glibc's, and where the environment already says how it is to behave.
+    """
+    is_told = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
+    if platform.libc_ver()[0] != "glibc" or is_told:
         return
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_MAX, 0)  # mapped by itself, an allocation is given back whenever it is freed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import resource
 import sys
@@ -15,21 +14,13 @@ from cn_clip.clip.model import build_model
 from cn_clip.config.schema import Parallel
 from cn_clip.errors import run_door
 from cn_clip.losses.pair import contrastive
-from cn_clip.parallel.host_memory import M_MMAP_MAX, M_TRIM_THRESHOLD
 from cn_clip.parallel.precision import Precision
 from cn_clip.parallel.ranks import start_ranks
 from cn_clip.parallel.wrap import wrap
 from cn_clip.training.contrastive_task import ContrastiveTask
 from cn_clip.training.encoding import Encoding
 
-IMAGE_PX = 256
-
-
-def give_freed_memory_back() -> None:
-    """As glibc does by itself: else the first step's memory is there for the second, whatever the limit."""
-    libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_MAX, 1 << 16)
-    libc.mallopt(M_TRIM_THRESHOLD, 1 << 17)
+IMAGE_PX = 384
 
 
 def limit_memory(headroom_mib: int) -> None:
@@ -42,7 +33,6 @@ def main(output: str, short_rank: int, accumulate: int, headroom_mib: int) -> No
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO)
     with start_ranks("cpu") as ranks:
-        give_freed_memory_back()
         torch.manual_seed(0)
         model = build_model("tiny-vit", "tiny-bert", IMAGE_PX)
         engine = wrap(model, Parallel(), Precision("fp32", ranks.device), ranks)

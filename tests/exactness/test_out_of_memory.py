@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory by its address space")
 @pytest.mark.parametrize(
     ("world_size", "short_rank", "accumulate", "headroom_mib"),
-    [(1, 0, 1, 48), (1, 0, 2, 48), (2, 1, 1, 48), (2, 1, 2, 24)],
+    [(1, 0, 1, 64), (1, 0, 2, 64), (2, 1, 1, 56), (2, 1, 2, 52)],
 )
 def test_a_step_that_does_not_fit_is_repeated_in_smaller_pieces(
     tmp_path: Path, world_size: int, short_rank: int, accumulate: int, headroom_mib: int
