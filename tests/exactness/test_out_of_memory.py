@@ -34,7 +34,10 @@ def test_a_step_that_does_not_fit_is_repeated_in_smaller_pieces(
     assert short["pieces"] > 1 and "Memory ran out at step 1: micro-batches are cut to" in log
     assert short["loss"] == pytest.approx(enough["loss"], abs=1e-6)
     for name, gradient in enough["gradients"].items():
-        torch.testing.assert_close(short["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
+        difference = (short["gradients"][name] - gradient).norm()
+        assert difference <= 1e-5 * gradient.norm() + 1e-6, (
+            name
+        )  # by the whole: single ones may be all rounding
 
 
 def step(
