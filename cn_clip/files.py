@@ -20,7 +20,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     except Exception as error:
-        _raise_full_disk(error, path)
+        _raise_no_room(error, path)
         raise
     finally:
         partial.unlink(missing_ok=True)
@@ -37,8 +37,8 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
         os.fsync(file.fileno())
 
 
-def _raise_full_disk(error: BaseException, path: Path) -> None:
-    """Raise the full disk behind an error, with the file's name: torch's writer buries it under one of its own."""
+def _raise_no_room(error: BaseException, path: Path) -> None:
+    """Raise the disk that takes no more behind an error, with the file's name: torch's writer buries it under one of its own."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in _NO_ROOM:

@@ -21,7 +21,7 @@ LONGEST = 320
 def attend(
     query_BHLD: Tensor, key_BHLD: Tensor, value_BHLD: Tensor, attn_mask: Tensor | None = None
 ) -> Tensor:
-    """(B, H, L, D)"""
+    """(B, H, L, D) of three like it: scaled dot-product attention (arXiv:1706.03762), with a mask that fits (B, H, L, L)."""
     is_quicker = (
         query_BHLD.device.type == "cpu"
         and query_BHLD.dtype == torch.bfloat16

@@ -12,10 +12,10 @@ SLOPE = 1.702
 
 
 class QuickGELU(nn.Module):
-    """Equal to the bit to the formula, with one tensor kept in the place of two, and one pass over it back in the place of five."""
+    """Equal to the bit to the formula, with one tensor kept in the place of two, and two passes back in the place of five."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The shape of `x`."""
+        """Of any shape and number type, which stay."""
         if not x.requires_grad or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return x * torch.sigmoid(SLOPE * x)
         result: Tensor = _QuickGELU.apply(x)

@@ -30,15 +30,13 @@ from cn_clip.parallel.engines import Engine
 from cn_clip.parallel.gather import any_rank, from_main
 from cn_clip.parallel.ranks import Ranks
 from cn_clip.parallel.watchdog import Watchdog
-from cn_clip.training.run_dir import RunDir
+from cn_clip.training.run_dir import SECONDS_TO_END, RunDir
 from cn_clip.training.stop_signals import StopSignals
 from cn_clip.training.training_data import TrainingData
 
 logger = logging.getLogger(__name__)
 
 LOCK = ".features.lock"
-SECONDS_TO_END = 10.0
-"""What a run that was killed may need until the last of its processes is gone."""
 
 
 def check_feature_cache(config: TrainConfig) -> None:

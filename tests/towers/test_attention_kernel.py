@@ -10,7 +10,7 @@ from cn_clip.errors import ConfigError, DeviceError
 from cn_clip.towers.attention_kernel import choose_attention
 from cn_clip.towers.image.resnet import Options as ResNetOptions
 from cn_clip.towers.image.resnet import ResNetTower
-from cn_clip.towers.image.vit import Options, VitTower
+from cn_clip.towers.image.vit import VitTower
 from cn_clip.towers.split_attention import split_attentions
 
 CPU = torch.device("cpu")
@@ -27,17 +27,6 @@ class Kernels(TorchDispatchMode):
         if "attention" in str(func):
             self.ran.append(str(func))
         return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture
-def tower() -> VitTower:
-    torch.manual_seed(0)
-    return VitTower(Options(image_px=32, patch_px=8, width=32, layers=2, head_width=16, embed_dim=12))
-
-
-@pytest.fixture
-def images() -> Tensor:
-    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("split", [False, True])

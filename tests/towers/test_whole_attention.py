@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cn_clip.towers.image.vit import Options, VitTower
+from cn_clip.towers.image.vit import VitTower
 from cn_clip.towers.whole_attention import WholeAttention
 
 
@@ -23,17 +23,6 @@ class Operations(TorchDispatchMode):
         if func is torch.ops.aten.bmm.default:
             self.batches.add(len(args[0]))
         return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture
-def tower() -> VitTower:
-    torch.manual_seed(0)
-    return VitTower(Options(image_px=32, patch_px=8, width=32, layers=2, head_width=16, embed_dim=12))
-
-
-@pytest.fixture
-def images() -> Tensor:
-    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("training", [True, False])
